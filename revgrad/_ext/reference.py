@@ -1,0 +1,223 @@
+"""The exact arithmetic in Python integers: the specification of ratio.h, and its plain twin.
+
+One number x and its head h are multiplied by n/d as
+
+    z = h*d + x mod d;   x <- (x div d)*n + z mod n;   h <- z div n
+
+with floor division throughout. A digit of radix d goes into the buffer and one of radix n comes
+out of it, so nothing is lost and log2(d/n) bits are gained. Where z reaches low*word*n, its lowest
+word first moves to a stack: between the two divisions, since only there can the undo tell from z
+alone, and for every n and d, whether a word was spilled. Array functions work in place on
+contiguous vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from revgrad.errors import BufferEmpty, RatioRefused
+
+LOW = 2**16  # heads lie in [LOW, LOW*WORD)
+WORD = 2**16  # words lie in [0, WORD)
+D_MAX = 2**24  # so that z < 2**56
+
+Int64s: TypeAlias = npt.NDArray[np.int64]
+Heads: TypeAlias = npt.NDArray[np.uint32]
+Words: TypeAlias = npt.NDArray[np.uint16]
+Reals: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+def multiply_one(
+    x: int, h: int, n: int, d: int, low: int = LOW, word: int = WORD
+) -> tuple[int, int, int | None]:
+    """(x*n/d, new head, word to push if any). Requires n <= d <= n*word.
+
+    h in [low, low*word) -> z in [low*d, low*word*d) -> [low*n, low*word*n), by one spill at most
+    -> new head in [low, low*word).
+    """
+    if n == d:
+        return x, h, None
+    z, spilled = h * d + x % d, None
+    if z >= low * word * n:
+        z, spilled = divmod(z, word)  # now z < low*d
+    return x // d * n + z % n, z // n, spilled
+
+
+def divide_one(
+    x: int, h: int, n: int, d: int, top: int | None, low: int = LOW, word: int = WORD
+) -> tuple[int, int, bool] | None:
+    """(x, h, whether the word was popped): the exact undo of multiply_one.
+
+    top: the word on top of the stack, None where it is empty. None is returned where no multiply
+    by n/d can have led here: a word is wanted and there is none, or x would leave int64.
+    """
+    if n == d:
+        return x, h, False
+    z = h * n + x % n
+    spilled = z < low * d
+    if spilled:
+        if top is None:
+            return None
+        z = z * word + top
+    x = x // n * d + z % d
+    return (x, z // d, spilled) if INT64_MIN <= x <= INT64_MAX else None
+
+
+def multiply(
+    x: Int64s,
+    heads: Heads,
+    n: int | Int64s,
+    d: int | Int64s,
+    words: Words,
+    count: int,
+    low: int = LOW,
+    word: int = WORD,
+) -> int:
+    """x <- x*n/d, elements in index order; returns the new count of words.
+
+    n, d: integers, or int64 vectors like x; n <= d <= D_MAX and d <= n*WORD.
+    words: the stack, of which count are in use; needs room for one more per element.
+    Raises: RatioRefused and ValueError, with nothing changed.
+    """
+    check_sizes(len(x), len(heads))
+    check_count(count, len(words), len(x))
+    check_ratio(n, d, len(x))
+    for i, (n_i, d_i) in enumerate(_pairs(n, d, len(x))):
+        x[i], heads[i], spilled = multiply_one(int(x[i]), int(heads[i]), n_i, d_i, low, word)
+        if spilled is not None:
+            words[count] = spilled
+            count += 1
+    return count
+
+
+def divide(
+    x: Int64s,
+    heads: Heads,
+    n: int | Int64s,
+    d: int | Int64s,
+    words: Words,
+    count: int,
+    low: int = LOW,
+    word: int = WORD,
+) -> int:
+    """The exact undo of multiply, elements from last to first; returns the new count of words.
+
+    Raises: BufferEmpty, with nothing changed, where no multiply by n/d can have led here.
+    """
+    check_sizes(len(x), len(heads))
+    check_count(count, len(words), 0)
+    check_ratio(n, d, len(x))
+    pairs, old_x, old_heads = _pairs(n, d, len(x)), x.tolist(), heads.tolist()
+    for i in reversed(range(len(x))):
+        top = int(words[count - 1]) if count else None
+        undone = divide_one(old_x[i], old_heads[i], *pairs[i], top, low, word)
+        if undone is None:
+            raise empty_buffer(i)
+        old_x[i], old_heads[i], popped = undone
+        count -= popped
+    x[:], heads[:] = old_x, old_heads
+    return count
+
+
+def add_floats(x: Int64s, delta: Reals, fraction_bits: int, sign: int) -> int:
+    """x <- x + sign * rint(delta * 2**fraction_bits), half to even; returns -1.
+
+    Where a delta is NaN or infinite or a sum leaves int64, x stays as it was and the index of
+    the first such element is returned. sign: 1 or -1.
+    """
+    check_sizes(len(x), len(delta))
+    sums = []
+    for i, (value, real) in enumerate(zip(x.tolist(), delta.tolist(), strict=True)):
+        rounded = _encode_one(real, fraction_bits)
+        if rounded is None or not INT64_MIN <= value + sign * rounded <= INT64_MAX:
+            return i
+        sums.append(value + sign * rounded)
+    x[:] = sums
+    return -1
+
+
+def encode(values: Reals, fraction_bits: int, out: Int64s) -> int:
+    """out <- rint(values * 2**fraction_bits), half to even; returns -1.
+
+    At the first value that is NaN or leaves int64 it stops and returns the index.
+    """
+    check_sizes(len(out), len(values))
+    for i, real in enumerate(values.tolist()):
+        rounded = _encode_one(real, fraction_bits)
+        if rounded is None:
+            return i
+        out[i] = rounded
+    return -1
+
+
+def decode(x: Int64s, fraction_bits: int, out: Reals) -> None:
+    """out <- x * 2**-fraction_bits, rounded to float64 and then to out's dtype."""
+    check_sizes(len(x), len(out))
+    out[:] = [float(value) * 2.0**-fraction_bits for value in x.tolist()]
+
+
+def _encode_one(real: float, fraction_bits: int) -> int | None:
+    scaled = real * 2.0**fraction_bits
+    # round() refuses NaN and inf, which this comparison turns away as well
+    return round(scaled) if -(2.0**63) <= scaled < 2.0**63 else None
+
+
+def _pairs(n: int | Int64s, d: int | Int64s, size: int) -> list[tuple[int, int]]:
+    return list(zip(_listed(n, size), _listed(d, size), strict=True))
+
+
+def _listed(digits: int | Int64s, size: int) -> list[int]:
+    return [int(digits)] * size if np.ndim(digits) == 0 else np.asarray(digits).tolist()
+
+
+def check_sizes(wanted: int, *came: int) -> None:
+    """Refuse arrays that do not belong together."""
+    if any(size != wanted for size in came):
+        raise ValueError(f"arrays of {wanted} and {came} elements came; pass equal lengths.")
+
+
+def check_count(count: int, capacity: int, room: int) -> None:
+    """Refuse a stack of words that could be overrun."""
+    if not 0 <= count <= capacity - room:
+        raise ValueError(
+            f"{count} words in an array of {capacity}, where {room} more may come; "
+            "pass a larger array."
+        )
+
+
+def check_ratio(n: Any, d: Any, size: int, scalars_only: bool = False) -> None:
+    """Refuse ratios that a machine-word head cannot hold, or of another length than size."""
+    for digits in (n, d):
+        if np.ndim(digits):
+            check_sizes(size, len(digits))
+    if scalars_only and (np.ndim(n) or np.ndim(d)):
+        return
+    bad = next((pair for pair in _checked(n, d, size) if not usable(*pair)), None)
+    if bad is not None:
+        raise RatioRefused(
+            f"ratio {bad[0]}/{bad[1]}: information buffers take 1 <= n <= d <= {D_MAX} with "
+            f"d <= n * {WORD}; use Ratio.of(factor), or a BignumBuffer."
+        )
+
+
+def _checked(n: Any, d: Any, size: int) -> Iterable[tuple[int, int]]:
+    return _pairs(n, d, size) if np.ndim(n) or np.ndim(d) else [(n, d)]
+
+
+def usable(n: int, d: int) -> bool:
+    """Whether one head and one spilled word per multiply are enough for n/d."""
+    return 1 <= n <= d <= D_MAX and d <= n * WORD
+
+
+def empty_buffer(index: int) -> BufferEmpty:
+    """The error of a divide that met element `index` with no multiply left to undo."""
+    return BufferEmpty(
+        f"element {index}: the buffer holds no multiply by this ratio to undo; undo in the "
+        "opposite order, with the same ratios, and no more often than was done."
+    )

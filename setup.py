@@ -1,0 +1,32 @@
+"""The compiled kernel, and nothing else: metadata live in pyproject.toml.
+
+REVGRAD_CHECKED=1 builds it with bounds and overflow checks, for tests.
+"""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+CHECKED = os.environ.get("REVGRAD_CHECKED") == "1"
+# the last three keep the bits equal across instruction sets and let rint vectorise
+FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+DIRECTIVES = {
+    "boundscheck": CHECKED,
+    "wraparound": False,
+    "initializedcheck": CHECKED,
+    "overflowcheck": CHECKED,
+    "cdivision": False,
+    "embedsignature": True,
+}
+
+kernel = Extension(
+    "revgrad._ext.exact",
+    sources=["revgrad/_ext/exact.pyx"],
+    include_dirs=["revgrad/_ext"],
+    depends=["revgrad/_ext/ratio.h"],
+    extra_compile_args=[] if os.name == "nt" else [*FLAGS, *(["-g"] if CHECKED else [])],
+)
+
+# force: the directives are no part of what cythonize compares
+setup(ext_modules=cythonize([kernel], compiler_directives=DIRECTIVES, force=True))

@@ -1,0 +1,535 @@
+"""One multiply and its undo: exact, the same in all twins, and a checker that catches faults."""
+
+import ctypes
+import math
+import os
+import shutil
+import subprocess
+import sys
+import types
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import revgrad._ext
+from revgrad._ext import exact, reference
+from revgrad._ext.reference import D_MAX, LOW, WORD
+from revgrad.errors import BufferEmpty, RatioRefused
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+KERNELS = pytest.mark.parametrize("kernel", [exact, reference], ids=["exact", "reference"])
+SOURCES = Path(revgrad._ext.__file__).parent
+
+# (low, word, largest d): every ratio, head, digit and sign below
+TOY_WORLDS = [(8, 16, 12), (4, 4, 18), (2, 8, 20), (1, 2, 24), (16, 2, 14)]
+
+int64s = st.one_of(
+    st.sampled_from([INT64_MIN, INT64_MIN + 1, -1, 0, 1, INT64_MAX - 1, INT64_MAX]),
+    st.integers(INT64_MIN, INT64_MAX),
+    st.integers(-(2**20), 2**20),
+)
+heads = st.one_of(
+    st.sampled_from([LOW, LOW + 1, LOW * WORD - 2, LOW * WORD - 1]),
+    st.integers(LOW, LOW * WORD - 1),
+    st.integers(LOW, 2 * LOW),
+)
+words = st.integers(0, WORD - 1)
+fraction_bits = st.integers(0, 62)
+
+
+@st.composite
+def ratios(draw):
+    """n, d with n <= d <= D_MAX and d <= n * WORD."""
+    d = draw(st.one_of(st.integers(1, 100), st.integers(1, D_MAX), st.sampled_from([LOW, D_MAX])))
+    least = -(-d // WORD)
+    return draw(st.one_of(st.sampled_from([least, d, max(d - 1, least)]), st.integers(least, d))), d
+
+
+# x, head, (n, d) of one element; what was tried first and must stay right
+PINNED = [
+    (-1, LOW, (9, 10)),
+    (INT64_MIN, LOW * WORD - 1, (LOW - 1, LOW)),
+    (INT64_MAX, LOW, (1, 1)),
+    (INT64_MIN, LOW, (D_MAX, D_MAX)),
+    (INT64_MIN, LOW * WORD - 1, (D_MAX - 1, D_MAX)),
+    (INT64_MAX, LOW * WORD - 1, (256, D_MAX)),
+    (INT64_MIN, LOW, (1, LOW)),
+    (0, LOW * WORD - 1, (LOW - 1, LOW)),
+    # heads 72817 come about with and without a spill: the old rule needed a marker word here
+    (0, LOW, (9, 10)),
+    (1, LOW, (9, 10)),
+    (8, (72817 * WORD * 9) // 10, (9, 10)),
+    (9, (72817 * WORD * 9) // 10, (9, 10)),
+]
+
+
+def pinned(test):
+    for case in PINNED:
+        test = example([case])(test)
+    return test
+
+
+elements = st.lists(st.tuples(int64s, heads, ratios()), max_size=12)
+
+
+def vectors(cases):
+    """x, heads, n, d of a list of elements, as arrays."""
+    x = np.array([case[0] for case in cases], np.int64)
+    h = np.array([case[1] for case in cases], np.uint32)
+    n = np.array([case[2][0] for case in cases], np.int64)
+    return x, h, n, np.array([case[2][1] for case in cases], np.int64)
+
+
+def stack_of(kept, size):
+    """A stack that holds `kept` and has room for `size` words more."""
+    stack = np.full(len(kept) + size, 0xDEAD, np.uint16)
+    stack[: len(kept)] = kept
+    return stack
+
+
+def check_round_trip(kernel, cases, kept=()):
+    """Multiply keeps its intervals and is within n ulp; divide leads back, integer for integer."""
+    x, h, n, d = vectors(cases)
+    before = x.copy(), h.copy()
+    stack = stack_of(kept, len(x))
+    count = kernel.multiply(x, h, n, d, stack, len(kept))
+    assert len(kept) <= count <= len(kept) + len(x)
+    assert np.all((h >= LOW) & (h.astype(object) < LOW * WORD))
+    for old, new, n_i, d_i in zip(*(a.tolist() for a in (before[0], x, n, d)), strict=True):
+        assert abs(new * d_i - old * n_i) < n_i * d_i
+    assert kernel.divide(x, h, n, d, stack, count) == len(kept)
+    assert np.array_equal(x, before[0]) and np.array_equal(h, before[1])
+    assert np.array_equal(stack[: len(kept)], np.array(kept, np.uint16))
+
+
+def check_twins(first, second, cases, kept=()):
+    """Both kernels, forwards and then on backwards past the start, agree in all they touch."""
+    seen = []
+    for kernel in (first, second):
+        x, h, n, d = vectors(cases)
+        stack = stack_of(kept, len(x))
+        count = kernel.multiply(x, h, n, d, stack, len(kept))
+        forwards = x.tolist(), h.tolist(), stack[:count].tolist()
+        seen.append((forwards, undo(kernel, x, h, n, d, stack, count)))
+    assert seen[0] == seen[1]
+
+
+def undo(kernel, x, h, n, d, stack, count, times=3):
+    """Where `times` undos lead, or the place and kind of the first refusal."""
+    for step in range(times):
+        try:
+            count = kernel.divide(x, h, n, d, stack, count)
+        except BufferEmpty as error:
+            return x.tolist(), h.tolist(), count, step, str(error)
+    return x.tolist(), h.tolist(), count
+
+
+def toy_ratios(word, d_max):
+    return ((n, d) for d in range(1, d_max + 1) for n in range(1, d + 1) if d <= n * word)
+
+
+def check_toy_world(multiply_one, divide_one, low, word, d_max):
+    """Exhaust a world: all ratios, heads, digits and signs, forwards and backwards.
+
+    Returns the number of cases. Both directions undo each other, so neither loses a state.
+    """
+    cases = 0
+    for n, d in toy_ratios(word, d_max):
+        for h, x in product(range(low, low * word), range(-d, d)):
+            new, y, spilled = multiply_one(x, h, n, d, low, word)
+            assert low <= y < low * word and (spilled is None or 0 <= spilled < word)
+            assert abs(new * d - x * n) < n * d
+            top = 0 if spilled is None else spilled
+            assert divide_one(new, y, n, d, top, low, word) == (x, h, spilled is not None)
+            cases += 1
+        for h, x in product(range(low, low * word), range(-n, n)):
+            cases += check_states_before(multiply_one, divide_one, x, h, n, d, low, word)
+    return cases
+
+
+def check_states_before(multiply_one, divide_one, x, h, n, d, low, word):
+    """Every state has one predecessor for each word that may be on top."""
+    empty = divide_one(x, h, n, d, None, low, word)
+    tops = [None] if empty is not None else range(word)
+    for top in tops:
+        old, old_h, popped = divide_one(x, h, n, d, top, low, word)
+        assert popped == (top is not None) and low <= old_h < low * word
+        assert multiply_one(old, old_h, n, d, low, word) == (x, h, top)
+    return len(tops)
+
+
+HARNESS = """
+#include "ratio.h"
+int64_t multiply(int64_t *x, uint32_t *h, int64_t n, int64_t d, uint16_t *words, int64_t count)
+{ return ratio_multiply(x, h, n, d, words, count); }
+int64_t divide(int64_t *x, uint32_t *h, int64_t n, int64_t d, uint16_t *words, int64_t count)
+{ return ratio_divide(x, h, n, d, words, count); }
+"""
+
+
+def compiled_toy(folder, low, word, text=None):
+    """multiply_one and divide_one of ratio.h, built for small words, from `text` if given."""
+    compiler = shutil.which("cc")
+    if compiler is None or os.name == "nt":
+        pytest.skip("no C compiler on the path")
+    folder.mkdir(exist_ok=True)
+    (folder / "ratio.h").write_text(text or (SOURCES / "ratio.h").read_text(encoding="utf-8"))
+    (folder / "toy.c").write_text(HARNESS)
+    flags = ["-O2", "-shared", "-fPIC", f"-DRATIO_LOW={low}", f"-DRATIO_WORD={word}"]
+    warnings = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]
+    built = folder / "toy.so"
+    subprocess.run([compiler, *flags, *warnings, "-o", built, folder / "toy.c"], check=True)
+    return as_ones(ctypes.CDLL(str(built)))
+
+
+def as_ones(library):
+    x, h, stack = ctypes.c_int64(), ctypes.c_uint32(), (ctypes.c_uint16 * 2)()
+    x_at, h_at = ctypes.byref(x), ctypes.byref(h)
+    for function in (library.multiply, library.divide):
+        pointers = ctypes.c_void_p, ctypes.c_void_p
+        function.argtypes = (*pointers, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+        function.argtypes = (*function.argtypes, ctypes.c_int64)
+        function.restype = ctypes.c_int64
+
+    def multiply_one(old, head, n, d, low, word):
+        x.value, h.value = old, head
+        count = library.multiply(x_at, h_at, n, d, stack, 0)
+        return x.value, h.value, stack[0] if count else None
+
+    def divide_one(new, head, n, d, top, low, word):
+        x.value, h.value, stack[0] = new, head, top or 0
+        held = int(top is not None)
+        count = library.divide(x_at, h_at, n, d, stack, held)
+        return None if count < 0 else (x.value, h.value, count < held)
+
+    return multiply_one, divide_one
+
+
+@pinned
+@given(elements)
+def test_multiply_then_divide_is_identity(cases):
+    check_round_trip(exact, cases, kept=[1, 2])
+    check_round_trip(reference, cases)
+
+
+@pinned
+@given(elements)
+def test_twins_agree_bit_for_bit(cases):
+    check_twins(exact, reference, cases, kept=[0, WORD - 1, 7])
+
+
+@given(ratios(), st.lists(st.tuples(int64s, heads), max_size=8))
+def test_one_ratio_is_that_ratio_for_every_element(ratio, pairs):
+    x, h, n, d = vectors([(*pair, ratio) for pair in pairs])
+    for kernel in (exact, reference):
+        many = x.copy(), h.copy(), stack_of([], len(x))
+        one = x.copy(), h.copy(), stack_of([], len(x))
+        count = kernel.multiply(*many[:2], n, d, many[2], 0)
+        assert kernel.multiply(*one[:2], *ratio, one[2], 0) == count
+        assert all(np.array_equal(a, b) for a, b in zip(many, one, strict=True))
+        assert kernel.divide(*one[:2], *ratio, one[2], count) == 0
+        assert np.array_equal(one[0], x) and np.array_equal(one[1], h)
+
+
+@pytest.mark.parametrize("size", [1000, 10_000])
+def test_twins_agree_over_many_steps(size):
+    rng = np.random.default_rng(size)
+    d = rng.integers(1, D_MAX, size)
+    n = rng.integers(-(-d // WORD), d + 1)
+    x = rng.integers(INT64_MIN, INT64_MAX, size, endpoint=True)
+    h = np.exp2(rng.uniform(16, 32, size)).astype(np.uint32)
+    for _ in range(3):
+        check_twins(exact, reference, list(zip(x, h, zip(n, d, strict=True), strict=True)))
+        exact.multiply(x, h, n, d, np.empty(size, np.uint16), 0)
+
+
+@KERNELS
+def test_words_lie_in_index_order(kernel):
+    x, h = np.array([3, 5, 8], np.int64), np.full(3, LOW * WORD - 1, np.uint32)
+    stack = np.zeros(3, np.uint16)
+    assert kernel.multiply(x, h, 1, 2, stack, 0) == 3
+    for i, value in enumerate([3, 5, 8]):
+        assert stack[i] == ((LOW * WORD - 1) * 2 + value % 2) % WORD
+
+
+@KERNELS
+def test_one_is_free_and_nothing_is_empty(kernel):
+    x, h = np.array([INT64_MIN, -1, INT64_MAX]), np.array([LOW, 99999, LOW * WORD - 1], np.uint32)
+    assert kernel.multiply(x, h, 7, 7, stack_of([5], 3), 1) == 1
+    assert x.tolist() == [INT64_MIN, -1, INT64_MAX] and h[1] == 99999
+    none = np.empty(0, np.int64), np.empty(0, np.uint32)
+    assert kernel.multiply(*none, 9, 10, np.empty(0, np.uint16), 0) == 0
+    assert kernel.divide(*none, 9, 10, np.empty(0, np.uint16), 0) == 0
+    assert kernel.multiply(*none, none[0], none[0], np.empty(0, np.uint16), 0) == 0
+
+
+@pytest.mark.parametrize(("low", "word", "d_max"), TOY_WORLDS)
+def test_toy_worlds_exhausted(low, word, d_max):
+    cases = check_toy_world(reference.multiply_one, reference.divide_one, low, word, d_max)
+    assert cases > 1000
+
+
+@pytest.mark.parametrize(("low", "word", "d_max"), TOY_WORLDS)
+def test_toy_worlds_exhausted_in_c(tmp_path, low, word, d_max):
+    assert check_toy_world(*compiled_toy(tmp_path, low, word), low, word, d_max) > 1000
+
+
+# Refusals: with nothing changed.
+
+
+@KERNELS
+@pytest.mark.parametrize(
+    ("n", "d"),
+    [
+        (0, 5),
+        (-1, 5),
+        (3, 2),
+        (1, 0),
+        (1, D_MAX + 1),
+        (D_MAX, D_MAX + 1),
+        (1, WORD + 1),
+        (2**70, 3),
+    ],
+)
+def test_ratios_that_heads_cannot_hold_are_refused(kernel, n, d):
+    x, h, stack = np.array([5, 6]), np.full(2, LOW, np.uint32), stack_of([3], 2)
+    many = [(n, d)] if max(n, d) > INT64_MAX else [(n, d), (np.array([1, n]), np.array([1, d]))]
+    for pair in many:
+        for function in (kernel.multiply, kernel.divide):
+            with pytest.raises(RatioRefused, match="information buffers take"):
+                function(x, h, *pair, stack, 1)
+    assert x.tolist() == [5, 6] and h.tolist() == [LOW, LOW]
+
+
+@KERNELS
+def test_arrays_that_do_not_belong_together_are_refused(kernel):
+    x, h, stack = np.zeros(2, np.int64), np.full(2, LOW, np.uint32), np.zeros(9, np.uint16)
+    with pytest.raises(ValueError, match="equal lengths"):
+        kernel.multiply(x, h[:1], 9, 10, stack, 0)
+    with pytest.raises(ValueError, match="equal lengths"):
+        kernel.divide(x, h, np.ones(3, np.int64), np.ones(3, np.int64), stack, 0)
+    with pytest.raises(ValueError, match="larger array"):
+        kernel.multiply(x, h, 9, 10, stack, 8)
+    for count in (-1, 10):
+        with pytest.raises(ValueError, match="larger array"):
+            kernel.divide(x, h, 9, 10, stack, count)
+
+
+@KERNELS
+@given(elements, st.lists(words, max_size=3))
+def test_a_divide_that_is_refused_changes_nothing(kernel, cases, kept):
+    x, h, n, d = vectors(cases)
+    before = x.copy(), h.copy(), stack_of(kept, 0)
+    stack = before[2].copy()
+    try:
+        count = kernel.divide(x, h, n, d, stack, len(kept))
+    except BufferEmpty:
+        assert np.array_equal(x, before[0]) and np.array_equal(h, before[1])
+    else:
+        again = stack_of(stack[:count], len(x))
+        assert kernel.multiply(x, h, n, d, again, count) == len(kept)
+        assert np.array_equal(x, before[0]) and np.array_equal(h, before[1])
+        assert np.array_equal(again[: len(kept)], before[2])
+
+
+@KERNELS
+def test_divide_refuses_what_leaves_int64(kernel):
+    for value in (INT64_MAX, INT64_MIN, INT64_MAX // 2 + 1, INT64_MIN // 2 - 1):
+        x, h = np.array([4, value, 8]), np.full(3, 2**30, np.uint32)
+        with pytest.raises(BufferEmpty, match="element 1"):
+            kernel.divide(x, h, 1, 2, np.zeros(9, np.uint16), 9)
+        assert x.tolist() == [4, value, 8] and h.tolist() == [2**30] * 3
+    x = np.array([INT64_MAX // 2, INT64_MIN // 2])
+    assert kernel.divide(x, h[:2], 1, 2, np.zeros(9, np.uint16), 9) == 9
+
+
+# Reals to integers and back.
+
+reals = st.floats(width=64) | st.floats(-4, 4) | st.integers(-8, 8).map(lambda k: k / 2)
+
+
+def sums(x, delta, bits, sign):
+    """x + sign * (delta in ulp), in rational arithmetic; None where there is no such int64."""
+    for value, real in zip(x, delta, strict=True):
+        if not math.isfinite(real):
+            yield None
+            continue
+        step = round(Fraction(real) * 2**bits)
+        ends = step, value + sign * step
+        yield ends[1] if all(INT64_MIN <= end <= INT64_MAX for end in ends) else None
+
+
+def both_add(x, delta, bits, sign):
+    """What add_floats returns and leaves: the twins must agree."""
+    results = []
+    for kernel in (exact, reference):
+        mine = x.copy()
+        results.append((kernel.add_floats(mine, delta, bits, sign), mine.tolist()))
+    assert results[0] == results[1]
+    return results[0]
+
+
+@given(st.lists(st.tuples(int64s, reals), max_size=8), fraction_bits, st.sampled_from([1, -1]))
+@example([(INT64_MAX, 0.5), (INT64_MAX, 1.0)], 0, 1)
+@example([(INT64_MIN, 0.0), (-1, -(2.0**63))], 0, -1)
+@example([(0, -(2.0**63))], 0, -1)
+@example([(0, 2.5), (0, 3.5), (0, -2.5), (0, 0.5)], 0, 1)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_twins_add_alike_and_subtract_is_the_undo(dtype, pairs, bits, sign):
+    x = np.array([pair[0] for pair in pairs], np.int64)
+    with np.errstate(over="ignore"):
+        delta = np.array([pair[1] for pair in pairs], np.float64).astype(dtype)
+    wanted = list(sums(x.tolist(), delta.tolist(), bits, sign))
+    bad, after = both_add(x, delta, bits, sign)
+    assert bad == next((i for i, total in enumerate(wanted) if total is None), -1)
+    assert after == (wanted if bad < 0 else x.tolist())
+    if bad < 0:
+        assert both_add(np.array(after, np.int64), delta, bits, -sign) == (-1, x.tolist())
+
+
+@given(st.lists(reals, max_size=8), fraction_bits)
+def test_twins_encode_alike(values, bits):
+    for dtype in (np.float32, np.float64):
+        with np.errstate(over="ignore"):
+            given_reals = np.array(values, np.float64).astype(dtype)
+        seen = []
+        for kernel in (exact, reference):
+            out = np.zeros(len(values), np.int64)
+            seen.append((kernel.encode(given_reals, bits, out), out.tolist()))
+        assert seen[0] == seen[1]
+
+
+@given(st.lists(int64s, max_size=8), fraction_bits)
+def test_twins_decode_alike(values, bits):
+    for dtype in (np.float32, np.float64):
+        seen = []
+        for kernel in (exact, reference):
+            out = np.zeros(len(values), dtype)
+            kernel.decode(np.array(values, np.int64), bits, out)
+            seen.append(out.tobytes())
+        assert seen[0] == seen[1]
+    assert np.frombuffer(seen[0], np.float64).tolist() == [float(v) / 2.0**bits for v in values]
+
+
+# Planted faults: the checks above must catch each of them.
+
+REFERENCE_FAULTS = {
+    "a threshold off by one on the way forward": [("z >= low * word * n", "z > low * word * n")],
+    "a threshold off by one on the way back": [("z < low * d", "z <= low * d")],
+    # what the undo needs a marker word for, without the marker
+    "a spill decided after dividing by n": [
+        (
+            "if z >= low * word * n:\n        z, spilled = divmod(z, word)",
+            "if False:\n        pass",
+        ),
+        (
+            "return x // d * n + z % n, z // n, spilled",
+            "y, s = divmod(z, n)\n"
+            "    if y >= low * word:\n        y, spilled = divmod(y, word)\n"
+            "    return x // d * n + s, y, spilled",
+        ),
+        ("spilled = z < low * d", "spilled = h <= (low * d - 1) // n"),
+        ("z = z * word + top", "z = (h * word + top) * n + x % n"),
+    ],
+    "% that rounds towards zero": [
+        ("h * d + x % d", "h * d + x - d * int(x / d)"),
+        ("x // d * n", "int(x / d) * n"),
+        ("h * n + x % n", "h * n + x - n * int(x / n)"),
+        ("x // n * d", "int(x / n) * d"),
+    ],
+    "a digit that is not taken out": [("x // d * n + z % n", "x // d * n")],
+}
+C_FAULTS = {
+    "a threshold off by one on the way forward": [
+        ("z >= (uint64_t)RATIO_LOW * RATIO_WORD", "z > (uint64_t)RATIO_LOW * RATIO_WORD")
+    ],
+    "a threshold off by one on the way back": [
+        ("z < (uint64_t)RATIO_LOW", "z <= (uint64_t)RATIO_LOW")
+    ],
+    "% that rounds towards zero": [("below = rest < 0", "below = 0 * (rest < 0)")],
+}
+
+
+def replaced(file, changes):
+    """The text of a source with something changed in it."""
+    text = (SOURCES / file).read_text(encoding="utf-8")
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
+def faulty_reference(changes):
+    module = types.ModuleType("faulty")
+    exec(compile(replaced("reference.py", changes), "faulty", "exec"), module.__dict__)
+    return module
+
+
+def edge_cases():
+    """Elements at which z lies on or beside a threshold, for a few ratios."""
+    for n, d in [(9, 10), (999, 1000), (1, 2), (58982, 65536)]:
+        edges = [-(-LOW * WORD * n // d), LOW * WORD * n // d, LOW, LOW * WORD - 1]
+        for h, x in product(edges, [-1, 0, 1, d - 1, -d, 12345]):
+            yield x, h, (n, d)
+        for h in {k for k in (LOW * WORD * n // d - 1, LOW * d // n) if LOW <= k < LOW * WORD}:
+            yield -7, h, (n, d)
+
+
+@pytest.mark.parametrize("fault", REFERENCE_FAULTS)
+def test_a_planted_fault_is_caught_in_toy_worlds(fault):
+    faulty = faulty_reference(REFERENCE_FAULTS[fault])
+    with pytest.raises((AssertionError, TypeError)):
+        for world in TOY_WORLDS:
+            check_toy_world(faulty.multiply_one, faulty.divide_one, *world)
+
+
+@pytest.mark.parametrize("fault", REFERENCE_FAULTS)
+def test_a_planted_fault_is_caught_by_the_twin(fault):
+    faulty = faulty_reference(REFERENCE_FAULTS[fault])
+    with pytest.raises((AssertionError, OverflowError)):
+        for case in edge_cases():
+            check_twins(exact, faulty, [case], kept=[1, 2, 3])
+
+
+@pytest.mark.parametrize("fault", C_FAULTS)
+def test_a_planted_fault_is_caught_in_c(tmp_path, fault):
+    text = replaced("ratio.h", C_FAULTS[fault])
+    with pytest.raises((AssertionError, TypeError)):
+        for i, (low, word, d_max) in enumerate(TOY_WORLDS):
+            toy = compiled_toy(tmp_path / str(i), low, word, text)
+            check_toy_world(*toy, low, word, d_max)
+
+
+def test_the_checks_pass_without_a_fault():
+    for case in edge_cases():
+        check_round_trip(exact, [case], kept=[1, 2, 3])
+        check_twins(exact, faulty_reference([]), [case], kept=[1, 2, 3])
+
+
+# The choice of a kernel.
+
+
+def python(code, kernel):
+    """A fresh Python without the compiled kernel, as after a checkout."""
+    hide = "import sys; sys.modules['revgrad._ext.exact'] = None\n"
+    variables = os.environ | {"REVGRAD_KERNEL": kernel}
+    return subprocess.run(
+        [sys.executable, "-c", hide + code], env=variables, capture_output=True, text=True
+    )
+
+
+def test_a_missing_kernel_is_an_error_that_says_what_to_do():
+    done = python("import revgrad._ext", "exact")
+    assert done.returncode != 0 and "REVGRAD_KERNEL=reference" in done.stderr
+    done = python("import revgrad._ext", "fastest")
+    assert done.returncode != 0 and "set it to exact or reference" in done.stderr
+
+
+def test_the_reference_serves_where_it_is_asked_for():
+    done = python("from revgrad._ext import kernel; print(kernel.__name__)", "reference")
+    assert done.stdout.strip() == "revgrad._ext.reference", done.stderr
