@@ -1,0 +1,103 @@
+"""Functions applied entry by entry: one partial derivative per argument serves both modes."""
+
+import operator
+
+import numpy as np
+
+from revgrad.rules.row import (
+    cast,
+    composite,
+    constant,
+    define,
+    dtype_of,
+    elementwise,
+    match,
+    unbroadcast,
+)
+
+
+def _share(out, x, y):
+    """1 where x alone attains the extremum, 1/2 at ties."""
+    return cast(np.where(x == out, np.where(y == out, 0.5, 1.0), 0.0), dtype_of(out))
+
+
+def _power_base(out, x, y):
+    if isinstance(y, (int, float)):  # stays weak: no float64 in float32 code
+        return y * x ** (y - 1) if y else 0.0
+    return y * x ** np.where(y == 0, 1.0, y - 1)
+
+
+def _power_exponent(out, x, y):
+    return out * np.log(np.where(x > 0, x, 1.0))
+
+
+# keys, then a partial derivative per argument. Operators and ufuncs are separate primitives: on
+# scalars they may round differently, and a Python float must stay one.
+elementwise((operator.add, np.add), 1, 1)
+elementwise((operator.sub, np.subtract), 1, -1)
+elementwise((operator.mul, np.multiply), lambda out, x, y: y, lambda out, x, y: x)
+elementwise((operator.truediv, np.divide), lambda out, x, y: 1 / y, lambda out, x, y: -out / y)
+elementwise((operator.pow, np.power), _power_base, _power_exponent)
+elementwise((operator.mod, np.mod), 1, lambda out, x, y: -np.floor(x / y))
+elementwise((operator.neg, np.negative), -1)
+elementwise((np.positive,), 1)
+elementwise((np.exp,), lambda out, x: out)
+elementwise((np.exp2,), lambda out, x: out * float(np.log(2)))
+elementwise((np.expm1,), lambda out, x: out + 1)
+elementwise((np.log,), lambda out, x: 1 / x)
+elementwise((np.log2,), lambda out, x: 1 / (x * float(np.log(2))))
+elementwise((np.log10,), lambda out, x: 1 / (x * float(np.log(10))))
+elementwise((np.log1p,), lambda out, x: 1 / (1 + x))
+elementwise((np.sqrt,), lambda out, x: 0.5 / out)
+elementwise((np.square,), lambda out, x: 2 * x)
+elementwise((np.reciprocal,), lambda out, x: -out * out)
+elementwise((np.absolute, np.fabs), lambda out, x: np.sign(x))
+elementwise((np.sin,), lambda out, x: np.cos(x))
+elementwise((np.cos,), lambda out, x: -np.sin(x))
+elementwise((np.tan,), lambda out, x: 1 + out * out)
+elementwise((np.arcsin,), lambda out, x: 1 / np.sqrt(1 - x * x))
+elementwise((np.arccos,), lambda out, x: -1 / np.sqrt(1 - x * x))
+elementwise((np.arctan,), lambda out, x: 1 / (1 + x * x))
+elementwise((np.sinh,), lambda out, x: np.cosh(x))
+elementwise((np.cosh,), lambda out, x: np.sinh(x))
+elementwise((np.tanh,), lambda out, x: 1 - out * out)
+elementwise((np.maximum, np.minimum), _share, lambda out, x, y: _share(out, y, x))
+elementwise((np.logaddexp,), lambda out, x, y: np.exp(x - out), lambda out, x, y: np.exp(y - out))
+elementwise(
+    (np.arctan2,),
+    lambda out, y, x: x / (x * x + y * y),
+    lambda out, y, x: -y / (x * x + y * y),
+)
+elementwise((np.hypot,), lambda out, x, y: x / out, lambda out, x, y: y / out)
+
+# Selection by np.where keeps an infinite derivative on the side not taken from becoming NaN.
+define(
+    np.where,
+    np.where,
+    push=[
+        None,
+        lambda t, out, c, x, y: match(np.where(c, t, 0.0), out),
+        lambda t, out, c, x, y: match(np.where(c, 0.0, t), out),
+    ],
+    pull=[
+        None,
+        lambda ct, out, c, x, y: unbroadcast(np.where(c, ct, 0.0), x),
+        lambda ct, out, c, x, y: unbroadcast(np.where(c, 0.0, ct), y),
+    ],
+)
+
+
+@composite(np.clip)
+def _clip(x, a_min=None, a_max=None):
+    x = x if a_min is None else np.maximum(x, a_min)
+    return x if a_max is None else np.minimum(x, a_max)
+
+
+constant(
+    *(operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne),
+    *(np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal),
+    *(np.logical_and, np.logical_or, np.logical_not, np.logical_xor),
+    *(np.sign, np.floor, np.ceil, np.rint, np.trunc, np.round, np.around, np.signbit),
+    *(np.isnan, np.isinf, np.isfinite, np.isclose, np.allclose, np.array_equal),
+    *(operator.floordiv, np.floor_divide),
+)

@@ -1,0 +1,262 @@
+"""Functions that move, copy or cast entries: linear, so the push rule is the function itself."""
+
+import operator
+
+import numpy as np
+
+from revgrad.arrays import functions, plain
+from revgrad.rules.row import (
+    cast,
+    composite,
+    constant,
+    define,
+    dtype_of,
+    match,
+    shape_of,
+    unbroadcast,
+)
+from revgrad.tape import Box, Primitive
+
+_LINEAR = ("linear",)
+
+
+def _linear(key, run, transpose, **options):
+    return define(key, run, _LINEAR, [transpose], **options)
+
+
+_reshape = _linear(
+    "reshape",
+    lambda x, *, shape: np.reshape(x, shape),
+    lambda ct, out, x, shape: np.reshape(ct, shape_of(x)),
+)
+_transpose = _linear(
+    "transpose",
+    lambda x, *, axes: np.transpose(x, axes),
+    lambda ct, out, x, axes: np.transpose(ct, axes and tuple(np.argsort(axes))),
+)
+_broadcast_to = _linear(
+    "broadcast_to",
+    lambda x, *, shape: np.broadcast_to(x, shape),
+    lambda ct, out, x, shape: unbroadcast(ct, x),
+)
+_flip = _linear(
+    "flip",
+    lambda x, *, axis: np.flip(x, axis),
+    lambda ct, out, x, axis: np.flip(ct, axis),
+)
+_astype = _linear(
+    "astype",
+    lambda x, *, dtype: x.astype(dtype) if hasattr(x, "astype") else np.asarray(x, dtype)[()],
+    lambda ct, out, x, dtype: functions["astype"](ct, dtype=dtype_of(x)),
+    register=False,
+)
+_to_integers = Primitive("astype", _astype.run, constant=True)
+
+
+@composite("astype")
+def _cast(x, *, dtype):
+    return (_astype if np.issubdtype(dtype, np.inexact) else _to_integers)(x, dtype=dtype)
+
+
+@composite(np.reshape)
+def _np_reshape(a, /, shape, order="C"):
+    if order != "C":
+        raise TypeError(f"reshape(order={order!r}) of a traced array; use transpose, then reshape.")
+    return _reshape(a, shape=shape)
+
+
+@composite(np.ravel)
+def _ravel(a, order="C"):
+    return _np_reshape(a, -1, order)
+
+
+@composite(np.squeeze)
+def _squeeze(a, axis=None):
+    return _reshape(a, shape=np.squeeze(np.empty(shape_of(a), bool), axis).shape)
+
+
+@composite(np.expand_dims)
+def _expand_dims(a, axis):
+    return _reshape(a, shape=np.expand_dims(np.empty(shape_of(a), bool), axis).shape)
+
+
+@composite(np.atleast_1d)
+def _atleast_1d(a):
+    return a if shape_of(a) else _reshape(a, shape=(1,))
+
+
+@composite(np.transpose, np.permute_dims, np.matrix_transpose)
+def _np_transpose(a, axes=None):
+    axes = axes and tuple(range(len(shape_of(a)))[i] for i in axes)
+    return _transpose(a, axes=axes)
+
+
+@composite(np.matrix_transpose)
+def _matrix_transpose(a):
+    return _swapaxes(a, -1, -2)
+
+
+@composite(np.swapaxes)
+def _swapaxes(a, axis1, axis2):
+    axes = list(range(len(shape_of(a))))
+    axes[axis1], axes[axis2] = axes[axis2], axes[axis1]
+    return _transpose(a, axes=tuple(axes))
+
+
+@composite(np.moveaxis)
+def _moveaxis(a, source, destination):
+    order = np.moveaxis(np.empty((0,) * len(shape_of(a))), source, destination)  # checks arguments
+    positions = np.arange(order.ndim)
+    source, destination = np.atleast_1d(source), np.atleast_1d(destination)
+    rest = [i for i in positions if i not in source % order.ndim]
+    for to, by in sorted(zip(destination % order.ndim, source % order.ndim, strict=True)):
+        rest.insert(to, by)
+    return _transpose(a, axes=tuple(int(i) for i in rest))
+
+
+@composite(np.broadcast_to)
+def _np_broadcast_to(array, shape):
+    return _broadcast_to(array, shape=shape)
+
+
+@composite(np.flip)
+def _np_flip(m, axis=None):
+    return _flip(m, axis=axis)
+
+
+def _join(*arrays, axis):
+    return np.concatenate(arrays, axis)
+
+
+def _push_join(tangents, *, out, args, static):
+    parts = [
+        match(np.zeros_like(plain(a)) if t is None else t, a)
+        for t, a in zip(tangents, args, strict=True)
+    ]
+    return _concatenate(*(cast(p, dtype_of(out)) for p in parts), **static)
+
+
+def _pull_join(ct, *, wanted, out, args, static):
+    axis = static["axis"] % len(shape_of(out))
+    ends = np.cumsum([shape_of(a)[axis] for a in args]).tolist()
+    spans = [slice(b, e) for b, e in zip([0, *ends], ends, strict=False)]
+    return [cast(ct[(slice(None),) * axis + (spans[i],)], dtype_of(args[i])) for i in wanted]
+
+
+_concatenate = Primitive("concatenate", _join, _push_join, _pull_join)
+
+
+@composite(np.concatenate)
+def _np_concatenate(arrays, axis=0):
+    if axis is None:
+        arrays, axis = [np.ravel(a) for a in arrays], 0
+    return _concatenate(*arrays, axis=axis)
+
+
+@composite(np.stack)
+def _stack(arrays, axis=0):
+    return _np_concatenate([np.expand_dims(a, axis) for a in arrays], axis)
+
+
+@composite(np.hstack)
+def _hstack(arrays):
+    arrays = [np.atleast_1d(a) for a in arrays]
+    return _np_concatenate(arrays, 0 if len(shape_of(arrays[0])) == 1 else 1)
+
+
+@composite(np.vstack)
+def _vstack(arrays):
+    return _np_concatenate([np.reshape(a, (1, -1)) if len(shape_of(a)) < 2 else a for a in arrays])
+
+
+# Indexing: slices, axes and ellipses are structure; index arrays and masks are arguments, so that
+# a recording sees them. `structure` holds None-marked holes where the arrays go.
+class _Hole:
+    def __repr__(self):
+        return "array"
+
+
+_HOLE = _Hole()
+
+
+def _fill(structure, arrays):
+    arrays = iter(arrays)
+    index = tuple(next(arrays) if part is _HOLE else part for part in structure)
+    return index[0] if len(index) == 1 else index
+
+
+def _take(x, *arrays, structure):
+    return x[_fill(structure, arrays)]
+
+
+def _put(ct, *arrays, structure, shape):
+    """The transpose of indexing: zeros of `shape` with ct added at the index, in a fixed order."""
+    out = np.zeros_like(ct, shape=shape)
+    index = _fill(structure, arrays)
+    if not any(np.asarray(a).dtype != bool for a in arrays):
+        out[index] = ct
+        return out
+    flat = np.arange(out.size).reshape(shape)[index].ravel()
+    order = np.argsort(flat, kind="stable")
+    places, starts = np.unique(flat[order], return_index=True)
+    if places.size:
+        out.reshape(-1)[places] = np.add.reduceat(ct.ravel()[order], starts)
+    return out
+
+
+def _linear_in_first(function):
+    def push(tangents, *, out, args, static):
+        return None if tangents[0] is None else function()(tangents[0], *args[1:], **static)
+
+    return push
+
+
+def _pull_take(ct, *, wanted, out, args, static):
+    return [_put_p(ct, *args[1:], shape=shape_of(args[0]), **static)] + [None] * (len(wanted) - 1)
+
+
+def _pull_put(ct, *, wanted, out, args, static):
+    return [_take_p(ct, *args[1:], structure=static["structure"])] + [None] * (len(wanted) - 1)
+
+
+_take_p = Primitive("getitem", _take, _linear_in_first(lambda: _take_p), _pull_take)
+_put_p = Primitive("put", _put, _linear_in_first(lambda: _put_p), _pull_put)
+
+
+@composite(operator.getitem)
+def _getitem(x, index):
+    parts = index if isinstance(index, tuple) else (index,)
+    parts = tuple(np.asarray(p) if isinstance(p, list) else p for p in parts)
+    is_array = [hasattr(p, "dtype") for p in parts]
+    structure = tuple(_HOLE if a else p for a, p in zip(is_array, parts, strict=True))
+    arrays = [p for a, p in zip(is_array, parts, strict=True) if a]
+    if any(isinstance(a, Box) and np.issubdtype(a.dtype, np.inexact) for a in arrays):
+        raise TypeError("a traced array of floats as an index; indices have no derivative.")
+    return _take_p(x, *arrays, structure=structure)
+
+
+@composite(np.take)
+def _np_take(a, indices, axis=None):
+    if axis is None:
+        return np.ravel(a)[indices]
+    return a[(slice(None),) * (axis % len(shape_of(a))) + (indices,)]
+
+
+@composite(np.split)
+def _split(ary, indices_or_sections, axis=0):
+    spans = np.split(np.arange(shape_of(ary)[axis]), indices_or_sections)
+    head = (slice(None),) * (axis % len(shape_of(ary)))
+    return [ary[(*head, slice(int(s[0]), int(s[-1]) + 1) if s.size else slice(0))] for s in spans]
+
+
+# Facts about an array that no trace needs to see.
+for _fact in (np.shape, np.ndim, np.size, np.result_type, np.iscomplexobj, np.isrealobj):
+    functions[_fact] = lambda *xs, _fact=_fact: _fact(*map(plain, xs))
+
+
+@composite(np.copy)
+def _copy(a):
+    return a
+
+
+constant(np.zeros_like, np.ones_like, np.empty_like, np.argsort, np.searchsorted, np.nonzero)

@@ -1,0 +1,56 @@
+"""Products that contract an axis."""
+
+import operator
+
+import numpy as np
+
+from revgrad.arrays import functions
+from revgrad.errors import MissingRule
+from revgrad.rules.row import cast, composite, define, dtype_of, shape_of, unbroadcast
+
+
+def _as_matrices(x, y, ct):
+    """Give vectors the axis that matmul gives them, and ct the axes that it then drops."""
+    if len(shape_of(y)) == 1:
+        y, ct = np.expand_dims(y, -1), np.expand_dims(ct, -1)
+    if len(shape_of(x)) == 1:
+        x, ct = np.expand_dims(x, 0), np.expand_dims(ct, -2)
+    return x, y, ct
+
+
+def _pull_left(ct, out, x, y):
+    if len(shape_of(x)) == len(shape_of(y)) == 2:
+        return cast(ct @ np.transpose(y), dtype_of(x))
+    matrix, y, ct = _as_matrices(x, y, ct)
+    return np.reshape(unbroadcast(ct @ np.swapaxes(y, -1, -2), matrix), shape_of(x))
+
+
+def _pull_right(ct, out, x, y):
+    if len(shape_of(x)) == len(shape_of(y)) == 2:
+        return cast(np.transpose(x) @ ct, dtype_of(y))
+    x, matrix, ct = _as_matrices(x, y, ct)
+    return np.reshape(unbroadcast(np.swapaxes(x, -1, -2) @ ct, matrix), shape_of(y))
+
+
+for _product in (operator.matmul, np.matmul):
+    define(_product, _product, ("linear", "linear"), (_pull_left, _pull_right))
+_dot = define("dot", np.dot, ("linear", "linear"), (_pull_left, _pull_right))
+
+
+@composite(np.dot)
+def _np_dot(a, b):
+    if not shape_of(a) or not shape_of(b):
+        return functions[np.multiply](a, b)
+    if len(shape_of(b)) > 2:
+        raise MissingRule("np.dot with a second operand of over two axes; use np.matmul.")
+    return _dot(a, b)
+
+
+@composite(np.vdot)
+def _vdot(a, b):
+    return _dot(np.ravel(a), np.ravel(b))
+
+
+@composite(np.outer)
+def _outer(a, b):
+    return functions[np.multiply](np.reshape(a, (-1, 1)), np.reshape(b, (1, -1)))

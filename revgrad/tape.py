@@ -1,0 +1,211 @@
+"""The recorder: primitives, boxes, and the two modes of differentiation.
+
+A *primitive* is a function that knows its derivatives. Called on plain values it just runs. A
+*box* is a plain value under observation by a *trace*; a primitive that meets one hands the call to
+the trace, and the trace's class is the mode:
+
+    Pull    writes a node per call, for the pull-back (reverse mode);
+    Push    carries a tangent beside each value (forward mode);
+    Record  (in record.py) writes an instruction list, for replay.
+
+Traces nest. In `jvp(grad(f))` a value is a box of the inner Pull whose value is a box of the outer
+Push. The youngest trace among the arguments handles the call: it unwraps its own boxes and calls
+the primitive again, which then meets the older trace, and at last plain values. Rules are written
+in primitives, so they too are observed by the older traces: that is every higher order.
+
+A trace ends with the function it watched. A box that outlives it is refused, never silently reused.
+
+Nothing here knows what an array is. Source: the design of HIPS/autograd, without its level counter.
+"""
+
+import itertools
+import operator
+from functools import partial
+
+from revgrad.errors import LeakedBox, MissingRule
+
+_clock = itertools.count()  # one count for traces and nodes: age orders both
+
+
+class Box:
+    """A value under observation. `node` is what the trace's mode keeps for it."""
+
+    __slots__ = ("node", "trace", "value")
+
+    def __init__(self, value, trace, node):
+        self.value, self.trace, self.node = value, trace, node
+
+
+class Trace:
+    """One observation in progress; use as a context manager around the observed call."""
+
+    __slots__ = ("age", "box", "live")
+
+    def __init__(self, box=Box):
+        self.age, self.box, self.live = next(_clock), box, True
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.live = False
+
+    def unwrap(self, value):
+        """(plain value, node) of this trace's box; (value, None) of anything else."""
+        if isinstance(value, Box) and value.trace is self:
+            return value.value, value.node
+        return value, None
+
+
+class Node:
+    """One call of a primitive on the way forward, or (primitive None) an input.
+
+    `parents`: (argument position, node, which of the node's outputs).
+    `pullback`: cotangent(s) of the output(s) -> cotangents of the parents, in order.
+    `many`: how many outputs a primitive with a tuple answer gave; 0 for a single value.
+    """
+
+    __slots__ = ("age", "many", "parents", "pullback")
+
+    def __init__(self, parents=(), pullback=None, many=0):
+        self.age, self.parents, self.pullback, self.many = next(_clock), parents, pullback, many
+
+
+class Pull(Trace):
+    """Reverse mode. A box's node is (Node, output index)."""
+
+    __slots__ = ()
+
+    def input(self, value):
+        return self.box(value, self, (Node(), 0))
+
+    def apply(self, primitive, args, static):
+        raw, parents = list(args), []
+        for i, a in enumerate(args):
+            if isinstance(a, Box) and a.trace is self:
+                raw[i] = a.value
+                parents.append((i, *a.node))
+        if primitive.constant:
+            return primitive(*raw, **static)
+        wanted = [i for i, _, _ in parents]
+        if primitive.stage is not None:
+            out, pullback = primitive.stage(wanted, raw, static)
+        else:
+            out = primitive(*raw, **static)
+            pullback = partial(primitive.pull, wanted=wanted, out=out, args=raw, static=static)
+        node = Node(parents, pullback, len(out) if primitive.many else 0)
+        if primitive.many:
+            return tuple(self.box(o, self, (node, k)) for k, o in enumerate(out))
+        return self.box(out, self, (node, 0))
+
+
+class Push(Trace):
+    """Forward mode. A box's node is its tangent; a missing tangent is an exact zero."""
+
+    __slots__ = ()
+
+    def input(self, value, tangent):
+        return self.box(value, self, tangent)
+
+    def apply(self, primitive, args, static):
+        raw, tangents = zip(*map(self.unwrap, args), strict=True)
+        out = primitive(*raw, **static)
+        if primitive.constant:
+            return out
+        tangent = primitive.push(tangents, out=out, args=raw, static=static)
+        if primitive.many:
+            pairs = zip(out, tangent, strict=True)
+            return tuple(o if t is None else self.box(o, self, t) for o, t in pairs)
+        return out if tangent is None else self.box(out, self, tangent)
+
+
+class Primitive:
+    """A function with derivative rules.
+
+    run(*args, **static): the function on plain values. Arrays are positional, the rest keywords.
+    push(tangents, *, out, args, static) -> tangent of out; None in `tangents` or as answer is zero.
+    pull(cotangent, *, wanted, out, args, static) -> a cotangent (or None, zero) for each argument
+        position in `wanted`.
+    stage(wanted, args, static) -> (out, pullback), instead of pull, for a primitive that must
+        prepare its pull-back while it runs.
+    many: out is a tuple, and so are its tangents and cotangents.
+    constant: the derivative is zero everywhere (comparisons, shapes, integer answers).
+    """
+
+    __slots__ = ("constant", "many", "name", "pull", "push", "run", "stage")
+
+    def __init__(self, name, run, push=None, pull=None, *, stage=None, many=False, constant=False):
+        self.name, self.run, self.stage = name, run, stage
+        self.push = push or partial(_missing, name, "forward mode")
+        self.pull = pull or partial(_missing, name, "reverse mode")
+        self.many, self.constant = many, constant
+
+    def __call__(self, *args, **static):
+        youngest = None
+        for a in args:
+            if isinstance(a, Box):
+                trace = a.trace
+                if not trace.live:
+                    raise LeakedBox(
+                        f"{self.name} met a traced value whose trace has ended; return values from "
+                        "the traced function instead of storing them, or store stop_gradient(x)."
+                    )
+                if youngest is None or trace.age > youngest.age:
+                    youngest = trace
+        if youngest is None:
+            return self.run(*args, **static)
+        return youngest.apply(self, args, static)
+
+    def __repr__(self):
+        return f"<primitive {self.name}>"
+
+
+def _missing(name, mode, *_, **__):
+    raise MissingRule(
+        f"{name} has no derivative rule in {mode}; write one with revgrad.extend, or pass the "
+        "value through stop_gradient if no derivative is wanted."
+    )
+
+
+def pull_back(cotangents, inputs):
+    """Pull cotangents of outputs back to inputs.
+
+    cotangents: pairs (box node, cotangent); inputs: box nodes as `Pull.input` made them.
+    Returns one cotangent, or None for zero, per input. May be called any number of times. The
+    order of every sum is the order of the recording: no bit depends on chance.
+    """
+    found, own = {}, set()
+    for (node, index), ct in cotangents:
+        _add(found, own, node, index, ct)
+    for node in _youngest_first([node for (node, _), _ in cotangents]):
+        if node not in found or node.pullback is None:
+            continue
+        ct = found.pop(node)
+        if node.many:
+            ct = [ct.get(k) for k in range(node.many)]
+        for (_, parent, index), c in zip(node.parents, node.pullback(ct), strict=True):
+            if c is not None:
+                _add(found, own, parent, index, c)
+    return [found.get(node) for node, _ in inputs]
+
+
+def _add(found, own, node, index, ct):
+    """Add a cotangent to what a node has; in place only into sums made here."""
+    slots, key = (found.setdefault(node, {}), index) if node.many else (found, node)
+    if key not in slots:
+        slots[key] = ct
+    elif (node, index) in own and not isinstance(slots[key], Box) and not isinstance(ct, Box):
+        slots[key] = operator.iadd(slots[key], ct)
+    else:
+        slots[key] = slots[key] + ct
+        own.add((node, index))
+
+
+def _youngest_first(roots):
+    seen, stack = set(roots), list(roots)
+    while stack:
+        for _, parent, _ in stack.pop().parents:
+            if parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return sorted(seen, key=operator.attrgetter("age"), reverse=True)
