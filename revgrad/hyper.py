@@ -1,0 +1,164 @@
+"""Hyperparameters over time (`per_step`) and over the params (tree prefixes)."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+import optree
+
+from revgrad.rules.row import shape_of
+
+
+@dataclass(frozen=True, eq=False)
+class PerStep:
+    """Values with a leading axis of steps; made by `per_step`."""
+
+    values: Any
+    every: int = 1
+
+
+def per_step(values, every=1):
+    """Let a hyperparameter vary in time.
+
+    values: an array (or a tree of arrays) whose leading axis is step // every; or a function of the
+    step, asked at steps 0, every, 2 every, ... (a warm-up, a cosine). Traced values are fine.
+    Raises: ValueError for every < 1; `train` raises it where the axis does not fit its steps.
+    """
+    if int(every) != every or every < 1:
+        raise ValueError(
+            f"per_step(every={every!r}): a whole number of steps, at least 1, is wanted."
+        )
+    return PerStep(values, int(every))
+
+
+def is_per_step(x):
+    return isinstance(x, PerStep)
+
+
+def resolve(tree, steps):
+    """The tree with every PerStep at a leaf and holding one array of ceil(steps / every) rows."""
+    tree = optree.tree_map(lambda x: _expand(x, steps), tree, is_leaf=is_per_step)
+    for path, leaf in zip(*_paths_and_leaves(tree), strict=True):
+        if is_per_step(leaf):
+            _check_length(path, leaf, steps)
+    return tree
+
+
+def _expand(x, steps):
+    if not is_per_step(x):
+        return x
+    values = x.values
+    if callable(values):
+        rows = [values(t) for t in range(0, max(steps, 1), x.every)]
+        values = optree.tree_map(lambda *r: np.stack([*map(_as_array, r)]), rows[0], *rows[1:])
+    return optree.tree_map(lambda v: PerStep(_as_array(v), x.every), values)
+
+
+def _as_array(x):
+    return x if hasattr(x, "dtype") else np.asarray(x)
+
+
+def _check_length(path, leaf, steps):
+    shape, wanted = shape_of(leaf.values), ceil(steps / leaf.every)
+    if not shape or (steps and shape[0] != wanted):
+        came = f"{shape[0]} values" if shape else "a single number"
+        raise ValueError(
+            f"per_step{path or ''} has {came} but {steps} steps taken {leaf.every} at a time "
+            f"need {wanted}; give a leading axis of {wanted}, or a function of the step."
+        )
+
+
+def _paths_and_leaves(tree):
+    leaves, treedef = optree.tree_flatten(tree, is_leaf=is_per_step)
+    return ["".join(f"[{p!r}]" for p in path) for path in optree.treespec_paths(treedef)], leaves
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How one optimizer hyperparameter spreads over the flat params: structure without values.
+
+    every: per prefix leaf, None or the PerStep's `every`; owner: per param leaf, its prefix leaf.
+    """
+
+    name: str
+    every: tuple
+    owner: tuple
+    scalar: bool
+
+    @classmethod
+    def of(cls, name, tree, layout):
+        """(Spread, its values), from a resolved tree prefix of the params.
+
+        Raises: TypeError where the tree is no prefix of the params; ValueError where a value does
+        not broadcast to its params.
+        """
+        leaves, treedef = optree.tree_flatten(tree, is_leaf=is_per_step)
+        every = tuple(x.every if is_per_step(x) else None for x in leaves)
+        values = [x.values if is_per_step(x) else x for x in leaves]
+        marks = optree.tree_unflatten(treedef, range(len(leaves)))
+        try:
+            owner = tuple(optree.broadcast_prefix(marks, layout.marks))
+        except ValueError as error:
+            raise TypeError(
+                f"{name} is a tree that is no prefix of the params ({error}); give a number, or a "
+                "tree whose leaves stand for whole branches of the params."
+            ) from None
+        for k, shape in zip(owner, layout.shapes, strict=True):
+            _check_broadcast(name, shape_of(values[k])[every[k] is not None :], shape)
+        scalar = len(leaves) == 1 and not shape_of(values[0])[every[0] is not None :]
+        return cls(name, every, owner, scalar), values
+
+    @property
+    def constant(self):
+        """Whether it is the same at every step."""
+        return not any(self.every)
+
+    def slot(self, leaf, t):
+        """Index of a leaf's value at step t."""
+        return ... if self.every[leaf] is None else t // self.every[leaf]
+
+    def at_leaf(self, values, k, t):
+        """The value for param leaf k at step t; values may be traced."""
+        leaf = self.owner[k]
+        return values[leaf] if self.every[leaf] is None else values[leaf][t // self.every[leaf]]
+
+    def flat(self, values, t, layout, dtype=np.float64):
+        """The value at step t: a number of dtype, or a vector of it over the flat params."""
+        if self.scalar:
+            return np.dtype(dtype).type(self.at_leaf(values, 0, t))
+        out = np.empty(layout.size, dtype)
+        for k, part in enumerate(layout.split(out)):
+            part[...] = self.at_leaf(values, k, t)
+        return out
+
+    def collect(self, found, ct, t, layout):
+        """Transpose of `flat`: add a cotangent of it to those of the values, one add per leaf."""
+        if self.scalar:
+            found[0][self.slot(0, t)] += ct
+            return
+        sums = [np.zeros(f.shape[e is not None :]) for f, e in zip(found, self.every, strict=True)]
+        for leaf, part in zip(self.owner, layout.split(ct), strict=True):
+            sums[leaf] += _sum_to(part, sums[leaf].shape)
+        for leaf, total in enumerate(sums):
+            found[leaf][self.slot(leaf, t)] += total
+
+
+def _check_broadcast(name, shape, wanted):
+    try:
+        fits = np.broadcast_shapes(shape, wanted) == wanted
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} has a value of shape {shape} for params of shape {wanted}, to which it does "
+            "not broadcast; give one number per layer, or an array like the params."
+        )
+
+
+def _sum_to(x, shape):
+    extra = x.ndim - len(shape)
+    axes = tuple(range(extra)) + tuple(
+        i + extra for i, n in enumerate(shape) if n == 1 and x.shape[i + extra] != 1
+    )
+    return x.sum(axis=axes).reshape(shape)
