@@ -43,5 +43,5 @@ $(BIN)/python:
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	rm -f revgrad/_ext/exact.c revgrad/_ext/*.so revgrad/_ext/*.pyd
+	rm -f revgrad/_ext/*.c revgrad/_ext/*.so revgrad/_ext/*.pyd
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

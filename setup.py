@@ -5,6 +5,7 @@ REVGRAD_CHECKED=1 builds it with bounds and overflow checks, for tests.
 
 import os
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -28,5 +29,9 @@ kernel = Extension(
     extra_compile_args=[] if os.name == "nt" else [*FLAGS, *(["-g"] if CHECKED else [])],
 )
 
+blocks = Extension(
+    "revgrad._ext.blocks", ["revgrad/_ext/blocks.pyx"], include_dirs=[numpy.get_include()]
+)
+
 # force: the directives are no part of what cythonize compares
-setup(ext_modules=cythonize([kernel], compiler_directives=DIRECTIVES, force=True))
+setup(ext_modules=cythonize([kernel, blocks], compiler_directives=DIRECTIVES, force=True))

@@ -10,6 +10,7 @@ the published figures' (rate 0.37, momentum 0.5, scale 0.05). Needs MNIST.
 
 from dataclasses import dataclass
 from hashlib import md5
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -36,6 +37,10 @@ class Settings:
     picture: str = "learn_schedules.png"
 
 
+def authors_update(first, second, learning_rate, t):
+    return -learning_rate * first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.99**t)) + 1e-4)
+
+
 @dataclass(frozen=True, eq=False)
 class AuthorsAdam(Optimizer):
     """The authors' outer optimizer: Adam, but its momentum is all but gone from step 2 on."""
@@ -46,12 +51,7 @@ class AuthorsAdam(Optimizer):
         Add("first", lambda g, t: (1 - 0.9 * 1e-4 ** (t - 1)) * g),
         Scale("second", by=lambda t: 0.99),
         Add("second", lambda g: 0.01 * g * g),
-        Add(
-            "params",
-            lambda first, second, learning_rate, t: (
-                -learning_rate * first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.99**t)) + 1e-4)
-            ),
-        ),
+        Add("params", authors_update),
     )
 
 
@@ -88,13 +88,13 @@ class Problem:
         }
 
     def initial(self, log_scale, outer_step):
-        noise, params = random_state(0, outer_step), []
-        draws = noise.randn(sum((n + 1) * m for n, m in zip(LAYERS, LAYERS[1:], strict=False)))
-        for k, (n, m) in enumerate(zip(LAYERS, LAYERS[1:], strict=False)):
-            weights, bias, draws = draws[: n * m], draws[n * m : n * m + m], draws[n * m + m :]
-            scales = np.exp(log_scale[2 * k]), np.exp(log_scale[2 * k + 1])
-            params.append((scales[0] * weights.reshape(n, m), scales[1] * bias))
-        return [tuple(x.astype(self.settings.dtype) for x in layer) for layer in params]
+        noise = random_state(0, outer_step)  # one stream: W1, b1, W2, ...
+        draws = [(noise.randn(n, m), noise.randn(m)) for n, m in pairwise(LAYERS)]
+        scaled = [
+            (np.exp(a) * w, np.exp(c) * b)
+            for (a, c), (w, b) in zip(leaves(log_scale), draws, strict=True)
+        ]
+        return [(w.astype(self.settings.dtype), b.astype(self.settings.dtype)) for w, b in scaled]
 
     def batch(self, outer_step, step):
         s = self.settings
@@ -110,26 +110,19 @@ class Problem:
             rg.per_step(leaves(np.exp(hyper["log_rate"]).T)),
             rg.per_step(leaves(1 / (1 + np.exp(-hyper["logit_momentum"])).T)),
         )
+        start = self.initial(hyper["log_scale"], outer_step)
         trained = rg.train(
-            self.loss,
-            self.initial(hyper["log_scale"], outer_step),
-            optimizer,
-            lambda step: self.batch(outer_step, step),
-            steps=self.settings.steps,
-            adjoint=rg.Reversible(),
-            report=self.report,
-        )
+            self.loss, start, optimizer, lambda step: self.batch(outer_step, step),
+            steps=self.settings.steps, adjoint=rg.Reversible(), report=self.report,
+        )  # fmt: skip
         return self.loss(trained, None, (self.x, self.y))
 
 
 def main(s):
     problem = Problem(s)
-    found = rg.minimize(
-        problem.hyperloss, problem.start(), AuthorsAdam(s.outer_rate), until=s.outer
-    )
-    print(
-        f"training loss {found.values[0]:.4f} -> {found.values[-1]:.4f}, best {found.best_value:.4f}"
-    )
+    optimizer = AuthorsAdam(s.outer_rate)
+    found = rg.minimize(problem.hyperloss, problem.start(), optimizer, until=s.outer)
+    print(f"training loss {found.values[0]:.4f}, then {found.best_value:.4f} at best")
     print(problem.report)
     rates = np.exp(found.hyper["log_rate"])
     ax = plots.schedules(

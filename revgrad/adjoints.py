@@ -91,11 +91,12 @@ class _Digests:
             try:
                 yield t, self.program.retreat(state, t)
             except (BufferEmpty, FixedOverflow):
-                raise self._lost(t - t % self.every, good) from None
+                raise self._lost(t, good) from None
             if t in self.digests:
                 if state.digest() != self.digests[t]:
                     raise self._lost(t, good, state)
                 good = t
+        self.program.run.report.returned_exactly = True
 
     def _lost(self, first, last, state=None):
         run, report = self.program.run, self.program.run.report
@@ -160,8 +161,7 @@ def forwards(adjoint, run, values, *, remember):
         memory.before(t, state)
         survey.look(t, state)
         if run.watch is not None:
-            leaves = run.layout.leaves(state.variables["params"])
-            watched.append(_plain_scalar(run.watch(t, program.params_tree(leaves))))
+            watched.append(_watch(run, t, run.layout.leaves(state.variables["params"])))
         loss, aux = program.advance(state, t, first)
         first = None
         if run.callback is not None and _stops(run, t, loss, aux):
@@ -182,9 +182,16 @@ def _stops(run, t, loss, aux):
     return False
 
 
-def _plain_scalar(x):
+def _watch(run, t, leaves):
+    """What `watch` makes of plain params: a float."""
+    x = run.watch(t, optree.tree_unflatten(run.layout.tree, leaves))
     if isinstance(x, Box):
         raise ClosureError(CLOSURE)
+    if np.shape(x):
+        raise TypeError(
+            f"watch returned an array of shape {np.shape(x)}; one number per step is wanted, so "
+            "use np.sum or np.mean."
+        )
     return float(x)
 
 
@@ -207,7 +214,6 @@ def backwards(program, memory, state, steps, ct_variables, ct_watched=None):
         program.pull(linearization, t, cts)
         if ct_watched is not None:
             _pull_watch(program, linearization, t, cts, ct_watched[t])
-    run.report.returned_exactly = True
     run.report.seconds_back = perf_counter() - began
     return cts
 
@@ -259,10 +265,12 @@ def _state_bytes(state):
 
 def unroll(run, values):
     """Train in float arithmetic on the tape: (params leaves, state leaves, watched values)."""
-    layout, watched = run.layout, []
+    began, layout, watched = perf_counter(), run.layout, []
     variables = {"params": list(values.params)}
     for name in run.optimizer.variables:
         variables[name] = values.warm.get(name) or [zeros_like(x) for x in values.params]
+    if run.watch is not None and run.steps:
+        _watch(run, 0, [plain(x) for x in values.params])
     steps = run.steps
     for t in range(run.steps):
         params = optree.tree_unflatten(layout.tree, variables["params"])
@@ -277,6 +285,7 @@ def unroll(run, values):
             break
     run.report.steps, run.report.weights = steps, layout.size
     run.report.watched = [float(plain(x)) for x in watched]
+    run.report.seconds = perf_counter() - began
     trained = variables.pop("params")
     return trained, variables, np.stack(watched) if watched else np.array([])
 

@@ -6,12 +6,14 @@ is a primitive, or a plain function that tidies its arguments and calls primitiv
 the registry; this file only looks things up, and refuses clearly what cannot be traced.
 """
 
+import inspect
 import operator
+from functools import cache
 
 import numpy as np
 
 from revgrad.errors import MissingRule
-from revgrad.tape import Box, Pull, Push
+from revgrad.tape import Box, Primitive, Pull, Push
 
 functions = {}
 
@@ -35,6 +37,20 @@ def _operator(function):
     return forward, reflected
 
 
+def _in_place(symbol):
+    """A number is rebound, as Python does it; an array would change under all of its names."""
+
+    def refuse(self, other):
+        if not self.shape:
+            return NotImplemented
+        raise TypeError(
+            f"x {symbol}= y on a traced array of shape {self.shape}, which cannot be changed in "
+            f"place; write x = x {symbol} y."
+        )
+
+    return refuse
+
+
 def _is_operand(x):
     return not isinstance(x, (str, bytes, list, tuple, dict, set, type(None)))
 
@@ -52,12 +68,35 @@ def call(function, *args, **kwargs):
     """Call the handler of a NumPy function, or say that it has no rule."""
     handler = functions.get(function)
     if handler is None:
-        name = getattr(function, "__name__", repr(function))
         raise MissingRule(
-            f"{name} has no derivative rule, and was called on a traced array; write one with "
-            "revgrad.extend, or pass stop_gradient(x) if no derivative is wanted."
+            f"{_name(function)} has no derivative rule, and was called on a traced array; write "
+            "one with revgrad.extend, or pass stop_gradient(x) if no derivative is wanted."
         )
+    if kwargs:
+        _check_keywords(_name(function), handler, kwargs)
     return handler(*args, **kwargs)
+
+
+def _check_keywords(name, handler, kwargs):
+    if kwargs.pop("out", None) is not None:
+        raise TypeError(f"{name}(..., out=...) of a traced array; drop out=.")
+    if isinstance(handler, Primitive):
+        if any(isinstance(x, Box) for x in kwargs.values()):
+            raise TypeError(f"{name} of a traced array: pass it by position, not by keyword.")
+    elif unknown := sorted(kwargs.keys() - _keywords(handler)):
+        raise TypeError(
+            f"{name} of a traced array takes no {'=, '.join(unknown)}=; write it with np.where, "
+            "x.astype and the like."
+        )
+
+
+@cache
+def _keywords(handler):
+    return inspect.signature(handler).parameters.keys()
+
+
+def _name(function):
+    return getattr(function, "__name__", repr(function))
 
 
 class ArrayBox(Box):
@@ -82,13 +121,22 @@ class ArrayBox(Box):
                 f"{ufunc.__name__}(..., out=...) or an in-place operator met a traced array; write "
                 "x = x + y instead of x += y, and drop out=."
             )
+        inputs = [np.asarray(x) if isinstance(x, (list, tuple)) else x for x in inputs]
+        if method == "at":
+            raise TypeError(
+                f"np.{ufunc.__name__}.at changes an array in place; add to it with np.where, or "
+                "multiply by a matrix of zeros and ones."
+            )
         if method != "__call__":
             if (ufunc, method) not in functions:
-                raise MissingRule(f"numpy.{ufunc.__name__}.{method} has no derivative rule.")
+                raise MissingRule(
+                    f"{ufunc.__name__}.{method} has no derivative rule; write one with "
+                    "revgrad.extend."
+                )
             return functions[ufunc, method](*inputs, **kwargs)
         if kwargs:
             raise TypeError(
-                f"numpy.{ufunc.__name__} of a traced array takes no {', '.join(kwargs)}=; write "
+                f"{ufunc.__name__} of a traced array takes no {', '.join(kwargs)}=; write "
                 "np.where(mask, f(x), other) or x.astype(dtype)."
             )
         return call(ufunc, *inputs)
@@ -125,6 +173,12 @@ class ArrayBox(Box):
     def __iter__(self):
         return (self[i] for i in range(len(self)))
 
+    def __contains__(self, value):
+        return bool(np.any(self == value))
+
+    def __format__(self, spec):
+        return format(plain(self), spec)
+
     def __getitem__(self, index):
         return functions[operator.getitem](self, index)
 
@@ -143,19 +197,24 @@ class ArrayBox(Box):
     __eq__, _ = _operator(operator.eq)
     __ne__, _ = _operator(operator.ne)
 
+    __iadd__, __isub__, __imul__, __itruediv__ = map(_in_place, ("+", "-", "*", "/"))
+    __ipow__, __imatmul__, __imod__, __ifloordiv__ = map(_in_place, ("**", "@", "%", "//"))
+
     def __neg__(self):
         return functions[operator.neg](self)
 
     def __pos__(self):
-        return self
+        return functions[operator.pos](self)
 
     def __abs__(self):
-        return functions[np.absolute](self)
+        return functions[operator.abs](self)
 
     T = property(lambda self: call(np.transpose, self))
     sum, mean, max, min = map(_method, (np.sum, np.mean, np.max, np.min))
+    var, std, any, all = map(_method, (np.var, np.std, np.any, np.all))
     squeeze, ravel, swapaxes = map(_method, (np.squeeze, np.ravel, np.swapaxes))
     dot, argmax, argmin, clip = map(_method, (np.dot, np.argmax, np.argmin, np.clip))
+    take, round, argsort = map(_method, (np.take, np.round, np.argsort))
 
     def reshape(self, *shape):
         """As `ndarray.reshape`."""
@@ -165,13 +224,13 @@ class ArrayBox(Box):
         """As `ndarray.transpose`."""
         return call(np.transpose, self, (axes[0] if len(axes) == 1 else axes) or None)
 
-    def astype(self, dtype):
+    def astype(self, dtype, *, copy=True):
         """As `ndarray.astype`; the derivative is cast back."""
-        return functions["astype"](self, dtype=np.dtype(dtype))
+        return functions["astype"](self, dtype=np.dtype(dtype), copy=copy)
 
-    def copy(self):
-        """The box itself: traced arrays are never changed in place."""
-        return self
+    def copy(self, order="C"):
+        """As `ndarray.copy`: later sums see the order of entries in memory."""
+        return functions["copy"](self, order=order)
 
 
 def plain(x):

@@ -7,7 +7,6 @@ the last one to end restores what was there, and runs in several threads share i
 
 import threading
 from contextlib import contextmanager
-from functools import cache
 
 from threadpoolctl import ThreadpoolController
 
@@ -15,21 +14,22 @@ _lock = threading.Lock()
 _pin = {"runs": 0, "threads": None, "limiter": None}
 
 
-@cache
-def _controller():
+def _libraries():
+    """Those loaded now: SciPy, for one, brings a BLAS of its own, maybe after the first run."""
     return ThreadpoolController().select(user_api="blas")
 
 
 def threads():
     """BLAS threads in use now, or None where no BLAS with a setting is loaded."""
-    return max((lib["num_threads"] for lib in _controller().info()), default=None)
+    return max((lib["num_threads"] for lib in _libraries().info()), default=None)
 
 
 @contextmanager
 def pinned(count=None):
     """Hold the BLAS threads at `count` (default: as they are); yields the count.
 
-    Raises RuntimeError if another run in this process holds them at a different count.
+    Raises: RuntimeError where another run in this process holds them at a different count, or
+    another thread has reserved the setting of them.
     """
     count = _acquire(count)
     try:
@@ -41,8 +41,9 @@ def pinned(count=None):
 def _acquire(count):
     with _lock:
         if _pin["runs"] == 0:
-            count = threads() if count is None else count
-            _pin.update(threads=count, limiter=_controller().limit(limits=count))
+            now = threads()
+            limiter = None if count in (None, now) else _limit(count)
+            _pin.update(threads=count or now, limiter=limiter)
         elif count not in (None, _pin["threads"]):
             raise RuntimeError(
                 f"this run used {count} BLAS threads and must be reversed with as many, but "
@@ -52,9 +53,35 @@ def _acquire(count):
         return _pin["threads"]
 
 
+def _limit(count):
+    limiter = _libraries().limit(limits=count)
+    if threads() != count:
+        limiter.restore_original_limits()
+        raise RuntimeError(
+            f"this run used {count} BLAS threads and must be reversed with as many, but another "
+            "thread of this process has set them by threadpoolctl; let it call "
+            f"threadpool_limits({count}), or reverse the run there."
+        )
+    return limiter
+
+
 def _release():
     with _lock:
         _pin["runs"] -= 1
         if _pin["runs"] == 0:
-            _pin["limiter"].restore_original_limits()
+            if _pin["limiter"]:
+                _restore(_pin["limiter"])
             _pin.update(threads=None, limiter=None)
+
+
+def _restore(limiter):
+    """From any thread, though threadpoolctl from 3.8 on heeds only the one that set the limit."""
+    _give_up_control()
+    limiter.restore_original_limits()
+    _give_up_control()
+
+
+def _give_up_control():
+    for library in _libraries().lib_controllers:
+        if hasattr(library, "clear_controlling_thread"):
+            library.clear_controlling_thread(force=True)

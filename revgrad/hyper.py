@@ -1,7 +1,8 @@
 """Hyperparameters over time (`per_step`) and over the params (tree prefixes)."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,15 @@ def per_step(values, every=1):
     step, asked at steps 0, every, 2 every, ... (a warm-up, a cosine). Traced values are fine.
     Raises: ValueError for every < 1; `train` raises it where the axis does not fit its steps.
     """
-    if int(every) != every or every < 1:
-        raise ValueError(
-            f"per_step(every={every!r}): a whole number of steps, at least 1, is wanted."
-        )
-    return PerStep(values, int(every))
+    return PerStep(values, whole_number(every, "every", 1))
+
+
+def whole_number(x, name, least):
+    """x as an int. Raises: ValueError with the name unless x is whole and at least `least`."""
+    real = isinstance(x, Real) and not isinstance(x, bool)
+    if not real or not least <= x < inf or x != int(x):
+        raise ValueError(f"{name}={x!r}; a whole number, {least} or more, is wanted.")
+    return int(x)
 
 
 def is_per_step(x):

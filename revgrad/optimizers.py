@@ -60,7 +60,13 @@ class Optimizer:
     magnitudes: ClassVar[dict] = {}  # variable -> its magnitude as a function of that of g
 
     def __post_init__(self):
-        known = {"g", "t", "params", *self.variables, *self.hyper}
+        variables = {"g", "t", "params", *self.variables}
+        if clash := variables & set(self.hyper):
+            raise TypeError(
+                f"{self.name}: {sorted(clash)} name both hyperparameters and what a statement "
+                "reads or changes; rename the hyperparameters."
+            )
+        known = variables | set(self.hyper)
         for s in self.statements:
             if unknown := set(s.reads) - known:
                 raise TypeError(
@@ -72,7 +78,8 @@ class Optimizer:
                     f"{self.name}: a statement reads its own target {s.target!r}, so it could not "
                     "be undone; use Scale, or a second variable."
                 )
-            if isinstance(s, Scale) and (wrong := set(s.reads) - {*self.hyper, "t"}):
+            of_t = () if isinstance(s, Scale) and isinstance(s.by, str) else ("t",)
+            if isinstance(s, Scale) and (wrong := set(s.reads) - {*self.hyper, *of_t}):
                 raise TypeError(
                     f"{self.name}: {s.target!r} is scaled by a function of {sorted(wrong)}; "
                     "a factor may depend on hyperparameters and t alone."
@@ -166,7 +173,8 @@ def _argument_names(function):
 
 def _root(x):
     """Square root whose derivative at 0 is 0: a pixel that is never lit has no second moment."""
-    return np.where(x > 0, np.sqrt(np.where(x > 0, x, 1.0)), 0.0)
+    dark = x == 0
+    return np.where(dark, 0.0, np.sqrt(np.where(dark, 1.0, x)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ import optree
 from tqdm import tqdm
 
 from revgrad.errors import StopRun
-from revgrad.hyper import Spread
-from revgrad.optimizers import Adam
+from revgrad.hyper import Spread, resolve, whole_number
+from revgrad.optimizers import Adam, Optimizer
 from revgrad.program import Layout
 from revgrad.transforms import flatten_floats, value_and_grad, zeros_like
 
@@ -48,13 +48,22 @@ def minimize(
     hyper0: tree of floats. optimizer: any of revgrad's, in float arithmetic; default Adam(0.04).
     stop(values) -> True ends the loop; so does StopRun from callback(step, metrics), which gets
     "value", "hyper", "gradient" and "aux". progress: a progress bar with the current value.
-    Raises: ValueError where the hyperloss is not finite, with the step; what hyperloss raises.
+    Raises: ValueError where the hyperloss or its gradient is not finite, with the step; what
+    hyperloss raises.
     """
     optimizer = Adam(0.04) if optimizer is None else optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}; pass one of revgrad's, e.g. Adam(0.04)."
+        )
+    until = whole_number(until, "until", 0)
     takes_step = _takes_step(hyperloss)
     leaves, tree = flatten_floats(hyper0, "hyper0")
     layout = Layout(leaves, tree)
-    spreads = {k: Spread.of(k, v, layout) for k, v in optimizer.hyper.items()}
+    spreads = {
+        k: Spread.of(f"{optimizer.name}({k}=...)", resolve(v, until), layout)
+        for k, v in optimizer.hyper.items()
+    }
     variables = {"params": leaves} | {
         k: [zeros_like(x) for x in leaves] for k in optimizer.variables
     }
@@ -64,8 +73,7 @@ def minimize(
         args = (hyper, step) if takes_step else (hyper,)
         value, gradient = value_and_grad(hyperloss, has_aux=has_aux)(*args)
         value, found.aux = value if has_aux else (value, None)
-        if not np.isfinite(value):
-            raise ValueError(f"the hyperloss is {value} at outer step {step}; lower the rate.")
+        _check_finite(value, gradient, step)
         found.values.append(float(value))
         if value < found.best_value:
             found.best_hyper, found.best_value = hyper, float(value)
@@ -80,6 +88,18 @@ def minimize(
         if _told_to_stop(callback, stop, step, found, hyper, gradient):
             break
     return found
+
+
+def _check_finite(value, gradient, step):
+    if not np.isfinite(value):
+        raise ValueError(f"the hyperloss is {value} at outer step {step}; lower the rate.")
+    for path, leaf in zip(*optree.tree_flatten_with_path(gradient)[:2], strict=True):
+        if not np.all(np.isfinite(leaf)):
+            name = "".join(f"[{p!r}]" for p in path)
+            raise ValueError(
+                f"the hypergradient{name} is not finite at outer step {step}, where the hyperloss "
+                f"is {value}; lower the rate, or look for a function without a slope there."
+            )
 
 
 def _told_to_stop(callback, stop, step, found, hyper, gradient):

@@ -184,8 +184,8 @@ class Program:
 
     exact: every factor must have a ratio, so that steps can be undone. keep: keep what scaling
     destroys; without it states can be visited again only from copies.
-    Raises: ClosureError where the loss uses a traced value not passed to it; FixedOverflow from
-    `advance`, the state being as it was; RatioRefused.
+    Raises: ClosureError where the loss uses a traced value not passed to it; FixedOverflow and
+    RatioRefused, from `advance` with the state as it was before the step, if keep.
     """
 
     def __init__(self, run, values, *, exact, keep):
@@ -243,10 +243,13 @@ class Program:
 
     def _bits(self, name, largest_g):
         magnitudes = self.run.optimizer.magnitudes
-        warm = self.values.warm.get(name, ())
-        sizes = [float(magnitudes.get(name, float)(largest_g))]
-        sizes += [float(np.max(np.abs(x), initial=0.0)) for x in warm]
-        return fraction_bits_for(max(sizes), at_most=62 if name in magnitudes else 60)
+        with np.errstate(over="ignore"):
+            sizes = [float(magnitudes.get(name, float)(largest_g))]
+        sizes += [float(np.max(np.abs(x), initial=0.0)) for x in self.values.warm.get(name, ())]
+        try:
+            return fraction_bits_for(max(sizes), at_most=62 if name in magnitudes else 60)
+        except FixedOverflow:
+            return 0  # where it overflows all the same, that will be said with step and leaf
 
     def _encode(self, name, leaves, bits):
         flat = np.zeros(self.layout.size) if leaves is None else self.layout.join(leaves)
@@ -256,7 +259,7 @@ class Program:
             raise FixedOverflow(
                 f"{name} of {self.layout.name(error.index)} starts at {flat[error.index]:.6g}, "
                 f"outside the range of +-{2.0 ** (63 - bits):g} that {bits} fraction bits leave; "
-                f"scale the model, or pass FixedPoint(fraction_bits={{{name!r}: {max(bits - 8, 0)}}}).",
+                f"scale the model, or pass FixedPoint(fraction_bits={{{name!r}: ...}}) with fewer.",
                 error.index,
             ) from None
 
@@ -309,16 +312,18 @@ class Program:
         for s in self.statements:
             try:
                 done.append(step.do(s))
-            except FixedOverflow as error:
+            except (FixedOverflow, RatioRefused) as error:
                 step.undo_all(done)
+                if isinstance(error, RatioRefused):
+                    raise
                 raise self._overflow(error, t, s.target) from None
         return value
 
     def _overflow(self, error, t, target):
         return FixedOverflow(
             f"step {t}: {target} of {self.layout.name(error.index)} left the range of its fixed "
-            "point numbers, or was not finite; the state is as before the step. Use a smaller "
-            f"learning rate, clipping, or FixedPoint(fraction_bits={{{target!r}: ...}}) with fewer bits.",
+            "point numbers, or was not finite. Use a smaller learning rate, clipping, or "
+            f"FixedPoint(fraction_bits={{{target!r}: ...}}) with fewer bits.",
             error.index,
         )
 
@@ -367,7 +372,7 @@ class Program:
         """
         total = 0.0
         for s in self.statements:
-            if isinstance(s, Scale):
+            if isinstance(s, Scale) and steps:
                 total += self._mean_bits(s.by, steps) if s.by in self.ratios else np.nan
         return total
 
@@ -383,7 +388,7 @@ class Program:
             if isinstance(s, Scale) and s.target == name and s.by in self.ratios:
                 for n, d in zip(*self.ratios[s.by], strict=True):
                     left = np.minimum(np.asarray(d) / np.maximum(np.asarray(d) - n, 1), steps)
-                    noise += float(np.max(n * left)) * ulp
+                    noise += float(np.max(n * left, initial=0.0)) * ulp
         return noise
 
     def _mean_bits(self, name, steps):
@@ -414,9 +419,11 @@ class Program:
         value = reads[by] if isinstance(by, str) else by(**reads)
         try:
             ratio = self._ratio(value)
-        except RatioRefused:
+        except RatioRefused as error:
             if self.exact:
-                raise
+                name = self.run.optimizer.name
+                where = f"{name}, step {t}, factor of {statement.target!r}"
+                raise RatioRefused(f"{where}: {error}") from None
             return None, value
         return ratio, ratio.value
 
@@ -486,8 +493,8 @@ class _Step:
         return point
 
     def undo_all(self, points):
-        """Take back the statements done so far, where they can be."""
-        if self.program.exact:
+        """Take back the statements done so far, where that was provided for."""
+        if self.program.keep:
             for point in reversed(points):
                 self.undo(point.statement)
 

@@ -1,6 +1,7 @@
 """What a run has to say about itself."""
 
 from dataclasses import dataclass, field, fields
+from math import log
 
 
 @dataclass
@@ -8,6 +9,7 @@ class Report:
     """Facts about a run; make one, pass it to `train(report=...)`, and read it afterwards.
 
     Filled on the way forward; `returned_exactly`, `growth` and `seconds_back` by the pull-back.
+    Unrolled() fills only `adjoint`, `steps`, `weights`, `watched` and `seconds`.
     """
 
     adjoint: str = ""  # the adjoint used, and why, if revgrad chose it
@@ -24,15 +26,18 @@ class Report:
     watched: list = field(default_factory=list)  # what `watch` returned, per step
     seconds: float = 0.0  # forwards
     blas_threads: int | None = None
-    returned_exactly: bool | None = None  # None until a pull-back has run
+    returned_exactly: bool | None = None  # None until Reversible() has come back, or failed to
     growth: list = field(default_factory=list)  # (step, norm of dL/dparams) on the way back
     seconds_back: float = 0.0
+
+    def clear(self):
+        """Forget an earlier run; returns the report."""
+        vars(self).update(vars(Report()))
+        return self
 
     @property
     def chaos(self):
         """Growth of log |dL/dparams| per step on the way back; above 0, sensitivity explodes."""
-        from math import log
-
         steps = [(t, norm) for t, norm in self.growth if norm > 0]
         if len(steps) < 2:
             return None

@@ -52,9 +52,11 @@ class Trace:
 
     def unwrap(self, value):
         """(plain value, node) of this trace's box; (value, None) of anything else."""
-        if isinstance(value, Box) and value.trace is self:
+        if not isinstance(value, Box):
+            return value, None
+        if value.trace is self:
             return value.value, value.node
-        return value, None
+        return _live(value, "a traced function's result"), None
 
 
 class Node:
@@ -144,12 +146,7 @@ class Primitive:
         youngest = None
         for a in args:
             if isinstance(a, Box):
-                trace = a.trace
-                if not trace.live:
-                    raise LeakedBox(
-                        f"{self.name} met a traced value whose trace has ended; return values from "
-                        "the traced function instead of storing them, or store stop_gradient(x)."
-                    )
+                trace = _live(a, self.name).trace
                 if youngest is None or trace.age > youngest.age:
                     youngest = trace
         if youngest is None:
@@ -158,6 +155,15 @@ class Primitive:
 
     def __repr__(self):
         return f"<primitive {self.name}>"
+
+
+def _live(box, where):
+    if not box.trace.live:
+        raise LeakedBox(
+            f"{where} met a traced value whose trace has ended; return values from the traced "
+            "function instead of storing them, or store stop_gradient(x)."
+        )
+    return box
 
 
 def _missing(name, mode, *_, **__):
@@ -194,11 +200,20 @@ def _add(found, own, node, index, ct):
     slots, key = (found.setdefault(node, {}), index) if node.many else (found, node)
     if key not in slots:
         slots[key] = ct
-    elif (node, index) in own and not isinstance(slots[key], Box) and not isinstance(ct, Box):
+    elif (node, index) in own and _adds_alike(slots[key], ct):
         slots[key] = operator.iadd(slots[key], ct)
     else:
         slots[key] = slots[key] + ct
         own.add((node, index))
+
+
+def _adds_alike(a, b):
+    """Whether a += b leaves what a + b would, to the order of entries in memory.
+
+    Boxes take the second form, and a pull-back must not depend on who is watching it.
+    """
+    boxed = isinstance(a, Box) or isinstance(b, Box)
+    return not boxed and getattr(a, "strides", None) == getattr(b, "strides", None)
 
 
 def _youngest_first(roots):

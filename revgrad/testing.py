@@ -3,6 +3,7 @@
 Each check raises AssertionError with the numbers that disagree. The strategies need hypothesis.
 """
 
+from dataclasses import fields
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from revgrad.adjoints import Reversible, Stored
 from revgrad.arrays import plain
+from revgrad.optimizers import Scale
 from revgrad.program import FixedPoint
 from revgrad.rules.row import cast, define, dtype_of, shape_of
 from revgrad.train import train
@@ -20,40 +22,47 @@ from revgrad.transforms import jvp, vjp
 def check_grads(f, args, *, order=2, modes=("push", "pull"), seed=0, tolerance=None):
     """Check f's derivatives at args against difference quotients and each other, up to `order`.
 
-    args: tuple of trees of floats, in the interior of f's domain. In float32 the quotient is taken
-    of f in float64. Beyond the first order the functions checked are f's own push and pull.
+    args: tuple of trees of floats, in the interior of f's domain. modes: which rules f has. In
+    float32 the quotient is taken of f in float64. Beyond the first order the functions checked are
+    f's own push and pull. tolerance: relative to the derivatives; by default 1e-6 for quotients and
+    1e-12 between the modes, in float32 1e-3 and 1e-5.
     """
     rng = np.random.default_rng(seed)
-    if "push" in modes:
-        _check_quotient(f, args, rng, tolerance)
-    if "pull" in modes:
+    ts, cts = _random_like(args, rng), _random_like(f(*args), rng)
+    both = {
+        "push": lambda *xs: jvp(f, xs, ts)[1],
+        "pull": lambda *xs: vjp(f, *xs)[1](cts),
+    }
+    derivatives = {mode: both[mode] for mode in modes}
+    _check_quotients(f, args, ts, cts, tolerance, **derivatives)
+    if len(derivatives) == 2:
         check_duality(f, args, seed=seed, tolerance=tolerance)
     if order > 1:
-        ts = _random_like(args, rng)
-        if "push" in modes:
-            push = lambda *xs: jvp(f, xs, ts)[1]
-            check_grads(push, args, order=order - 1, modes=modes, seed=seed + 1, tolerance=tolerance)
-        if "pull" in modes:
-            cts = _random_like(f(*args), rng)
-            pull = lambda *xs: vjp(f, *xs)[1](cts)
-            check_grads(pull, args, order=order - 1, modes=modes, seed=seed + 2, tolerance=tolerance)
+        for k, g in enumerate(derivatives.values(), start=1):
+            check_grads(
+                g, args, order=order - 1, modes=modes, seed=2 * seed + k, tolerance=tolerance
+            )
 
 
 def check_duality(f, args, *, seed=0, tolerance=None):
-    """Check <J t, c> = <t, J' c> for random t and c, and that shapes and dtypes are kept."""
+    """Check <J t, c> = <t, J' c> for random t and c.
+
+    Also: the two modes see the same primals, a second pull-back gives the same bits, and
+    derivatives have the shapes and dtypes of their values.
+    """
     rng = np.random.default_rng(seed)
     ts = _random_like(args, rng)
     out, pushed = jvp(f, args, ts)
     again, pullback = vjp(f, *args)
     assert _same_bits(out, again), "the primals of the two modes differ"
     cts = _random_like(out, rng)
-    pulled = pullback(cts)
-    for what, primal, derivative in (("tangent", out, pushed), ("cotangent", args, pulled)):
-        _check_kinds(what, primal, derivative)
+    pulled = _twice(pullback, cts)
+    _check_kinds("tangent", out, pushed)
+    _check_kinds("cotangent", args, pulled)
     left, right = _inner(pushed, cts), _inner(ts, pulled)
     scale = _size(pushed) * _size(cts) + _size(ts) * _size(pulled)
-    tolerance = tolerance or (1e-12 if _is_double(args) else 1e-5)
-    assert abs(left - right) <= tolerance * scale + 1e-300, f"<J t, c> = {left}, <t, J' c> = {right}"
+    tolerance = tolerance or (1e-12 if _is_double((args, out)) else 1e-5)
+    _check_close(left - right, tolerance * scale, f"<J t, c> = {left}, <t, J' c> = {right}")
 
 
 def check_reversible(optimizer, *, size=5, steps=20, seed=0, loss=None, buffer="words"):
@@ -70,7 +79,7 @@ def check_reversible(optimizer, *, size=5, steps=20, seed=0, loss=None, buffer="
     def trained(adjoint, params, factors, hyper):
         changed = type(optimizer)(**factors)
         return train(
-            loss, params, changed, range(steps), hyper=hyper, adjoint=adjoint,
+            loss, params, changed, lambda t: t, steps=steps, hyper=hyper, adjoint=adjoint,
             return_state=True, arithmetic=FixedPoint(buffer=buffer),
         )[0]  # fmt: skip
 
@@ -119,6 +128,54 @@ def _nudge(ct, out, x):
 _off_by_one_ulp = define("off_by_one_ulp", lambda x: x, ["linear"], [_nudge], register=False)
 
 
+def factors():
+    """Strategy: momenta and other factors in (0, 1), as people write them and as they come."""
+    from hypothesis import strategies as st
+
+    return st.integers(1, 999).map(lambda k: k / 1000) | st.floats(0.01, 0.999)
+
+
+def optimizers(kind):
+    """Strategy: instances of an Optimizer class, with hyperparameters that `Reversible` takes.
+
+    @given(optimizers(MyMomentum))
+    def test_my_momentum_is_reversible(optimizer):
+        check_reversible(optimizer)
+    """
+    from hypothesis import strategies as st
+
+    scales = [s.reads for s in kind.statements if isinstance(s, Scale)]
+    rates, factor_names = st.floats(1e-4, 1), {name for reads in scales for name in reads}
+    return st.builds(
+        kind, **{f.name: factors() if f.name in factor_names else rates for f in fields(kind)}
+    )
+
+
+def float_arrays(shapes=None, dtype=np.float64, bound=2.0):
+    """Strategy: arrays of floats in [-bound, bound]. shapes: a shape or a strategy of shapes."""
+    from hypothesis.extra import numpy as hnp
+
+    if shapes is None:
+        shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
+    return hnp.arrays(dtype, shapes, elements={"min_value": -bound, "max_value": bound})
+
+
+def trees(leaves, max_leaves=6):
+    """Strategy: nested dicts, lists, tuples and None around what the strategy `leaves` draws."""
+    from hypothesis import strategies as st
+
+    keys = st.sampled_from(["a", "b", "weights", "0"])
+    return st.recursive(
+        leaves | st.none(),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.lists(inner, max_size=3).map(tuple)
+            | st.dictionaries(keys, inner, max_size=3)
+        ),
+        max_leaves=max_leaves,
+    )
+
+
 class ForeignArray(NDArrayOperatorsMixin):
     """An array type that is not NumPy's: it answers NumPy's protocols and refuses conversion.
 
@@ -133,6 +190,7 @@ class ForeignArray(NDArrayOperatorsMixin):
     shape = property(lambda self: self.home.shape)
     ndim = property(lambda self: self.home.ndim)
     size = property(lambda self: self.home.size)
+    strides = property(lambda self: self.home.strides)
 
     def __array__(self, *_, **__):
         raise TypeError("a foreign array was converted to NumPy.")
@@ -140,8 +198,10 @@ class ForeignArray(NDArrayOperatorsMixin):
     __float__ = __int__ = __index__ = __array__
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
-        if not all(isinstance(x, (ForeignArray, int, float, np.number)) for x in inputs):
+        if not all(isinstance(x, (ForeignArray, int, float, np.generic)) for x in inputs):
             return NotImplemented
+        if "out" in kwargs:
+            kwargs["out"] = tuple(map(_home, kwargs["out"]))
         return _foreign(getattr(ufunc, method)(*map(_home, inputs), **kwargs))
 
     def __array_function__(self, function, types, args, kwargs):
@@ -167,8 +227,8 @@ class ForeignArray(NDArrayOperatorsMixin):
     def astype(self, dtype, **options):
         return _foreign(self.home.astype(dtype, **options))
 
-    def copy(self):
-        return _foreign(self.home.copy())
+    def copy(self, order="C"):
+        return _foreign(self.home.copy(order))
 
     def __repr__(self):
         return f"ForeignArray({self.home!r})"
@@ -178,25 +238,52 @@ def _home(x):
     return x.home if isinstance(x, ForeignArray) else x
 
 
-def _foreign(x):
-    return ForeignArray(x) if isinstance(x, (np.ndarray, np.generic)) else x
+def _foreign(tree):
+    arrays = (np.ndarray, np.generic)
+    return optree.tree_map(lambda x: ForeignArray(x) if isinstance(x, arrays) else x, tree)
 
 
-def _check_quotient(f, args, rng, tolerance):
-    """A symmetric difference quotient of f along a random direction, against the push-forward."""
-    ts = _random_like(args, rng)
-    out, pushed = jvp(f, args, ts)
-    wide, wide_ts = _as_double(args), _as_double(ts)
-    step = 1e-6
+def _check_quotients(f, args, ts, cts, tolerance, push=None, pull=None):
+    """One difference quotient, in direction ts, against the push and, through cts, the pull."""
+    step = 1e-6 * max(1.0, _size(args) / max(_size(ts), 1e-300))
+    out, quotient = f(*args), _quotient(f, args, ts, step)
+    double = _is_double((args, out))
+    tolerance = tolerance or (1e-6 if double else 1e-3)
+    rounding = (1e-15 / step if double else 1e-6) * _size(out)
+    if push:
+        pushed = push(*args)
+        _check_kinds("tangent", out, pushed)
+        worst = _size(optree.tree_map(lambda q, t: q - _double(t), quotient, pushed))
+        allowed = tolerance * (_size(quotient) + _size(pushed)) + rounding
+        _check_close(worst, allowed, f"push-forward and difference quotient differ by {worst}")
+    if pull:
+        pulled = _twice(pull, *args)
+        _check_kinds("cotangent", args, pulled)
+        left, right = _inner(quotient, cts), _inner(ts, pulled)
+        scale = _size(quotient) * _size(cts) + _size(ts) * _size(pulled)
+        allowed = tolerance * scale + rounding * _size(cts)
+        _check_close(
+            left - right, allowed, f"pull-back and difference quotient: {right} and {left}"
+        )
+
+
+def _quotient(f, args, ts, step):
+    """(f(x + h t) - f(x - h t)) / 2h in float64."""
+    wide, wide_ts = _widened(args), _widened(ts)
     ahead, behind = (
         f(*optree.tree_map(lambda x, t, h=h: x + h * t, wide, wide_ts)) for h in (step, -step)
     )
-    quotient = optree.tree_map(lambda a, b: (a - b) / (2 * step), ahead, behind)
-    error = optree.tree_map(lambda q, t: _magnitude(q - _double(t)), quotient, pushed)
-    size = max(1.0, _size(quotient), _size(out))
-    tolerance = tolerance or (1e-6 if _is_double(args) else 1e-3)
-    worst = max(optree.tree_leaves(error), default=0.0)
-    assert worst <= tolerance * size, f"push-forward and difference quotient differ by {worst}"
+    return optree.tree_map(lambda a, b: _double(a - b) / (2 * step), ahead, behind)
+
+
+def _twice(pull, *args):
+    first, second = pull(*args), pull(*args)
+    assert _same_bits(first, second), f"the pull-back gave {first}, then {second}"
+    return first
+
+
+def _check_close(difference, allowed, message):
+    assert abs(difference) <= allowed + 1e-300, message
 
 
 def _check_kinds(what, primal, derivative):
@@ -223,16 +310,17 @@ def _double(x):
     return np.asarray(_home(x), np.float64)
 
 
-def _as_double(tree):
-    return optree.tree_map(_double, tree)
+def _widened(tree):
+    """The tree in float64, array types kept."""
+
+    def widen(x):
+        return ForeignArray(_double(x)) if isinstance(plain(x), ForeignArray) else _double(x)[()]
+
+    return optree.tree_map(widen, tree)
 
 
 def _is_double(tree):
     return all(dtype_of(x) == np.float64 for x in optree.tree_leaves(tree))
-
-
-def _magnitude(x):
-    return float(np.max(np.abs(x), initial=0.0))
 
 
 def _size(tree):
@@ -245,9 +333,11 @@ def _inner(a, b):
 
 
 def _same_bits(a, b):
-    """Whether two trees have equal bits, NaN included."""
+    """Whether two trees have equal dtypes, shapes and bits, NaN included."""
+
+    def bits(x):
+        x = np.asarray(_home(plain(x)))
+        return x.dtype, x.shape, x.tobytes()
+
     pairs = zip(optree.tree_leaves(a), optree.tree_leaves(b), strict=True)
-    return all(
-        np.asarray(_home(plain(x))).tobytes() == np.asarray(_home(plain(y))).tobytes()
-        for x, y in pairs
-    )
+    return all(bits(x) == bits(y) for x, y in pairs)

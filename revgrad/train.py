@@ -1,6 +1,7 @@
 """The door: check what came, take it apart, and be a primitive of the tape."""
 
 from dataclasses import replace
+from types import NoneType
 
 import numpy as np
 import optree
@@ -9,13 +10,13 @@ from revgrad import blas
 from revgrad.adjoints import Reversible, Stored, Unrolled, backwards, forwards, unroll
 from revgrad.arrays import plain
 from revgrad.errors import ClosureError, MissingRule
-from revgrad.hyper import Spread, is_per_step, resolve
+from revgrad.hyper import Spread, is_per_step, resolve, whole_number
 from revgrad.optimizers import Optimizer
 from revgrad.program import CLOSURE, FixedPoint, Layout, Run, Values
 from revgrad.report import Report
 from revgrad.rules.row import cast, dtype_of
-from revgrad.tape import Box, Primitive
-from revgrad.transforms import check_scalar, flatten_floats
+from revgrad.tape import Box, Primitive, Push
+from revgrad.transforms import check_scalar, flatten_floats, flatten_like
 
 
 def train(
@@ -58,19 +59,19 @@ def train(
     Raises: TypeError, ValueError for what cannot work; ClosureError; RatioRefused; FixedOverflow;
     on the way back NotReversed. Source: Maclaurin et al. 2015.
     """
-    report = Report() if report is None else report
+    report = Report() if report is None else report.clear()
     adjoint = _choose(adjoint, optimizer, report)
+    arithmetic = _check_arithmetic(arithmetic, optimizer)
     batch, steps = _check_batches(batches, steps)
-    leaves, tree = flatten_floats(params, "params")
-    layout = Layout([plain(x) for x in leaves], tree)
-    warm, first_t = _check_state(state, optimizer, tree, layout)
+    leaves, layout = _check_params(params)
+    warm, first_t = _check_state(state, optimizer, layout)
     spreads, optimizer_values = _spread(optimizer, steps, layout)
     hyper_leaves, hyper_every, hyper_tree = _take_hyper(hyper, steps, layout)
     run = Run(
         loss=loss, has_aux=has_aux, optimizer=_without_values(optimizer), batch=batch, steps=steps,
         first_t=first_t, layout=layout, spreads=spreads, hyper_tree=hyper_tree,
-        hyper_every=hyper_every, watch=watch, callback=callback, report=report,
-        arithmetic=arithmetic or FixedPoint(),
+        hyper_every=hyper_every, watch=watch if return_watched else _untraced(watch),
+        callback=callback, report=report, arithmetic=arithmetic,
     )  # fmt: skip
     values = Values(leaves, warm, optimizer_values, hyper_leaves)
     _probe(run, values)
@@ -78,6 +79,7 @@ def train(
         trained, variables, watched = unroll(run, values)
     else:
         flat, treedef = optree.tree_flatten(_as_tree(values))
+        _refuse_forward_mode(flat, adjoint)
         out = _train(*flat, run=run, adjoint=adjoint, treedef=treedef)
         trained, variables, watched = optree.tree_unflatten(_out_tree(run), out)
     return _answer(run, trained, variables, watched, return_state, return_watched)
@@ -110,7 +112,7 @@ def _choose(adjoint, optimizer, report):
         report.adjoint = f"{adjoint!r}, chosen because {optimizer.name} {why} reversible"
     else:
         report.adjoint = repr(adjoint)
-    if not hasattr(adjoint, "check"):
+    if isinstance(adjoint, type) or not hasattr(adjoint, "check"):
         raise TypeError(
             f'adjoint={adjoint!r}; pass "auto", Reversible(), Stored() or Unrolled() (an instance).'
         )
@@ -118,10 +120,20 @@ def _choose(adjoint, optimizer, report):
     return adjoint
 
 
+def _check_arithmetic(arithmetic, optimizer):
+    arithmetic = FixedPoint() if arithmetic is None else arithmetic
+    known = {"params", *optimizer.variables}
+    if unknown := arithmetic.fraction_bits.keys() - known:
+        raise ValueError(
+            f"FixedPoint(fraction_bits=...) has {sorted(unknown)}; {optimizer.name} keeps "
+            f"{sorted(known)}."
+        )
+    return arithmetic
+
+
 def _check_batches(batches, steps):
     """(step -> batch, steps)."""
-    if steps is not None and (isinstance(steps, bool) or steps != int(steps) or steps < 0):
-        raise ValueError(f"steps={steps!r}; a whole number, 0 or more, is wanted.")
+    steps = steps if steps is None else whole_number(steps, "steps", 0)
     if hasattr(batches, "__next__"):
         raise TypeError(
             f"batches is a {type(batches).__name__}, which cannot be met again in reverse; pass a "
@@ -130,34 +142,57 @@ def _check_batches(batches, steps):
     if callable(batches):
         if steps is None:
             raise ValueError("batches is a function of the step, so train needs steps=.")
-        return batches, int(steps)
-    if not (hasattr(batches, "__len__") and hasattr(batches, "__getitem__")) or isinstance(
-        batches, dict
-    ):
+        return batches, steps
+    sequence = hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
+    if not sequence or isinstance(batches, (dict, str)):
         raise TypeError(
             f"batches is a {type(batches).__name__}; pass a sequence of batches, or a function of "
             "the step index with steps=."
         )
-    steps = len(batches) if steps is None else int(steps)
-    if steps and not len(batches):
-        raise ValueError(f"batches is empty, but {steps} steps were asked for.")
-    return (lambda t: batches[t % len(batches)]), steps
+    if not len(batches) and steps != 0:
+        asked = "" if steps is None else f" and {steps} steps were asked for"
+        raise ValueError(f"batches is empty{asked}; pass some, or steps=0 if none are meant.")
+    return (lambda t: batches[t % len(batches)]), len(batches) if steps is None else steps
 
 
-def _check_state(state, optimizer, tree, layout):
+def _check_params(params):
+    """(leaves, layout)."""
+    leaves, tree = flatten_floats(params, "params")
+    layout = Layout([plain(x) for x in leaves], tree)
+    for path, dtype in zip(layout.paths, layout.dtypes, strict=True):
+        if dtype not in (np.float32, np.float64):
+            raise TypeError(
+                f"params{path} is {dtype}; training takes float32 and float64, so pass "
+                "x.astype(np.float32)."
+            )
+    if not layout.size:
+        raise ValueError("params holds no numbers; pass a tree with an array in it.")
+    return leaves, layout
+
+
+def _check_state(state, optimizer, layout):
+    """(state variable -> leaves, steps taken before)."""
+    if not isinstance(state, (dict, NoneType)):
+        raise TypeError(
+            f"state is a {type(state).__name__}; pass what train(..., return_state=True) returned, "
+            f"or a dict of some of {[*optimizer.variables, 't']}."
+        )
     state = dict(state or {})
-    first_t = state.pop("t", 0)
+    first_t = whole_number(state.pop("t", 0), "state['t']", 0)
     if unknown := state.keys() - set(optimizer.variables):
         raise ValueError(
             f"state has {sorted(unknown)}; {optimizer.name} keeps {sorted(optimizer.variables)}."
         )
     warm = {}
     for name, value in state.items():
-        warm[name], found = flatten_floats(value, f"state[{name!r}]")
+        what = f"state[{name!r}]"
+        warm[name], _ = flatten_floats(value, what)
+        flatten_like(value, layout.tree, what, "the tree of the params")
         shapes = [np.shape(plain(x)) for x in warm[name]]
-        if found != tree or shapes != layout.shapes:
-            raise ValueError(f"state[{name!r}] is not a tree like the params, leaf for leaf.")
-    return warm, int(first_t)
+        for path, came, wanted in zip(layout.paths, shapes, layout.shapes, strict=True):
+            if came != wanted:
+                raise ValueError(f"{what}{path} has shape {came}, but params{path} has {wanted}.")
+    return warm, first_t
 
 
 def _spread(optimizer, steps, layout):
@@ -216,11 +251,14 @@ def _without_values(optimizer):
     return replace(optimizer, **dict.fromkeys(optimizer.hyper))
 
 
+def _untraced(watch):
+    """watch, of plain params: nobody asked for its derivative, and it need not have one."""
+    return watch and (lambda t, params: watch(t, optree.tree_map(plain, params)))
+
+
 def _probe(run, values):
     """One look at the loss: what it returns, and whether it closes over a traced value."""
     params = optree.tree_unflatten(run.layout.tree, [plain(x) for x in values.params])
-    if run.watch is not None and isinstance(run.watch(0, params), Box):
-        raise ClosureError(CLOSURE)
     if not run.steps:
         return
     now = [
@@ -229,7 +267,9 @@ def _probe(run, values):
     ]
     out = run.loss(params, run.hyper_tree(now), run.batch(0))
     if run.has_aux and not (isinstance(out, tuple) and len(out) == 2):
-        raise TypeError("has_aux=True needs a loss that returns (scalar, aux).")
+        raise TypeError(
+            f"has_aux=True needs a loss that returns (scalar, aux), not a {type(out).__name__}."
+        )
     out = out[0] if run.has_aux else out
     if isinstance(out, Box):
         raise ClosureError(CLOSURE)
@@ -251,9 +291,10 @@ def _out_tree(run):
 
 def _forwards(flat, run, adjoint, treedef, *, remember):
     values = Values(*optree.tree_unflatten(treedef, flat))
-    with blas.pinned() as run.report.blas_threads:
-        done = forwards(adjoint, run, values, remember=remember)
-    _, _, state, _, watched = done
+    with blas.pinned() as threads:
+        run.report.blas_threads = threads
+        done = *forwards(adjoint, run, values, remember=remember), threads
+    _, _, state, _, watched, _ = done
     leaves = {name: run.layout.leaves(x) for name, x in state.variables.items()}
     out = leaves.pop("params"), leaves, np.array(watched)
     return optree.tree_leaves(out), done
@@ -273,9 +314,9 @@ def _stage(wanted, flat, static):
     out, done = _forwards(flat, **static, remember=True)
 
     def pullback(cts):
-        program, memory, state, steps, watched = done
-        variables, ct_watched = _read_cotangents(run, program, cts, watched)
-        with blas.pinned(run.report.blas_threads):
+        program, memory, state, steps, watched, threads = done
+        variables, ct_watched = _read_cotangents(run, cts, watched)
+        with blas.pinned(threads):
             found = backwards(program, memory, state, steps, variables, ct_watched)
         leaves = optree.tree_leaves(_cotangent_tree(run, program, found))
         return [cast(np.asarray(leaves[i])[()], dtype_of(flat[i])) for i in wanted]
@@ -283,8 +324,9 @@ def _stage(wanted, flat, static):
     return tuple(out), pullback
 
 
-def _read_cotangents(run, program, cts, watched):
+def _read_cotangents(run, cts, watched):
     """(flat cotangent per variable, cotangent of watched or None) from those of the outputs."""
+    nobody_watches = cts[-1] is None
     flat = [np.zeros(shape) for shape in run.layout.shapes]
     shapes = [*flat * (1 + len(run.optimizer.variables)), np.zeros(len(watched))]
     if any(isinstance(ct, Box) for ct in cts):
@@ -296,7 +338,7 @@ def _read_cotangents(run, program, cts, watched):
     ct_params, ct_state, ct_watched = optree.tree_unflatten(_out_tree(run), cts)
     variables = {"params": run.layout.join(ct_params)}
     variables |= {name: run.layout.join(leaves) for name, leaves in ct_state.items()}
-    return variables, ct_watched if run.watch is not None else None
+    return variables, None if nobody_watches else ct_watched
 
 
 def _cotangent_tree(run, program, found):
@@ -307,10 +349,12 @@ def _cotangent_tree(run, program, found):
     return [leaves("params"), warm, found.optimizer, found.hyper]
 
 
-def _no_push(tangents, **_):
-    raise MissingRule(
-        "forward mode through train with Reversible() or Stored(); pass adjoint=Unrolled()."
-    )
+def _refuse_forward_mode(flat, adjoint):
+    if any(isinstance(x, Box) and isinstance(x.trace, Push) for x in flat):
+        raise MissingRule(
+            f"{adjoint!r} has derivatives in reverse mode only, and train met forward mode (jvp, "
+            "jacfwd, hvp, hessian); pass adjoint=Unrolled()."
+        )
 
 
-_train = Primitive("train", _run, _no_push, stage=_stage, many=True)
+_train = Primitive("train", _run, stage=_stage, many=True)

@@ -1,13 +1,14 @@
 """What users call: derivatives of functions of trees of arrays. Names and orders are JAX's."""
 
 from functools import wraps
+from math import prod
 
 import numpy as np
 import optree
 
 from revgrad import rules  # noqa: F401  (importing it fills the registry)
 from revgrad.arrays import ArrayBox, plain
-from revgrad.rules.row import dtype_of, match, shape_of
+from revgrad.rules.row import define, dtype_of, match, shape_of
 from revgrad.tape import Primitive, Pull, Push, pull_back
 
 
@@ -19,26 +20,25 @@ def vjp(f, *primals, has_aux=False):
     cotangent tree like out and returns a tuple of cotangents like primals; it may be called again.
     Raises: TypeError for leaves that are not real floats, naming the leaf's path; MissingRule.
     """
-    leaves, treedef = flatten_floats(primals, "primals")
+    return _vjp(lambda primals: f(*primals), primals, "primals", has_aux)
+
+
+def _vjp(f, tree, what, has_aux=False):
+    """vjp of a function of one tree, which errors call `what`."""
+    leaves, treedef = flatten_floats(tree, what)
     with Pull(ArrayBox) as trace:
         boxes = [trace.input(x) for x in leaves]
-        out, aux = _split_aux(f(*optree.tree_unflatten(treedef, boxes)), has_aux)
+        out, aux = _split_aux(f(optree.tree_unflatten(treedef, boxes)), has_aux)
         out_leaves, out_tree = optree.tree_flatten(out)
         values, nodes = zip(*map(trace.unwrap, out_leaves), strict=True) if out_leaves else ((), ())
         aux = optree.tree_map(lambda x: trace.unwrap(x)[0], aux)
 
     def pullback(cotangent):
-        cts = flatten_like(cotangent, out_tree, "the cotangent", "the function's result")
-        pairs = [
-            (node, match(_checked(ct, value), value))
-            for node, ct, value in zip(nodes, cts, values, strict=True)
-            if node is not None
-        ]
+        given = flatten_like(cotangent, out_tree, "the cotangent", "the function's result")
+        cts = _matched(given, values, out_tree, "the cotangent")
+        pairs = [(node, ct) for node, ct in zip(nodes, cts, strict=True) if node is not None]
         found = pull_back(pairs, [box.node for box in boxes])
-        cts = [
-            zeros_like(x) if ct is None else _own(ct) for ct, x in zip(found, leaves, strict=True)
-        ]
-        return optree.tree_unflatten(treedef, cts)
+        return optree.tree_unflatten(treedef, _answers(found, leaves, given))
 
     out = optree.tree_unflatten(out_tree, values)
     return (out, pullback, aux) if has_aux else (out, pullback)
@@ -50,19 +50,20 @@ def jvp(f, primals, tangents, *, has_aux=False):
     primals: tuple of trees of floats; tangents: the same trees. A tangent of None is zero.
     Raises: TypeError for leaves that are not real floats or trees that differ.
     """
+    for what, x in (("primals", primals), ("tangents", tangents)):
+        if not isinstance(x, (tuple, list)):
+            raise TypeError(f"{what} is {_describe(x)}; pass a tuple, one entry per argument of f.")
     leaves, treedef = flatten_floats(tuple(primals), "primals")
-    ts = _flatten_tangents(tuple(tangents), tuple(primals), treedef)
+    given = _flatten_tangents(tuple(tangents), tuple(primals))
+    ts = _matched(given, leaves, treedef, "tangents")
     with Push(ArrayBox) as trace:
-        boxes = [
-            x if t is None else trace.input(x, match(_checked(t, x), x))
-            for x, t in zip(leaves, ts, strict=True)
-        ]
+        boxes = [x if t is None else trace.input(x, t) for x, t in zip(leaves, ts, strict=True)]
         out, aux = _split_aux(f(*optree.tree_unflatten(treedef, boxes)), has_aux)
         out_leaves, out_tree = optree.tree_flatten(out)
-        pairs = [trace.unwrap(x) for x in out_leaves]
+        values, found = zip(*map(trace.unwrap, out_leaves), strict=True) if out_leaves else ((), ())
         aux = optree.tree_map(lambda x: trace.unwrap(x)[0], aux)
-    out = optree.tree_unflatten(out_tree, [x for x, _ in pairs])
-    tangent = optree.tree_unflatten(out_tree, [zeros_like(x) if t is None else t for x, t in pairs])
+    out = optree.tree_unflatten(out_tree, values)
+    tangent = optree.tree_unflatten(out_tree, _answers(found, values, given))
     return (out, tangent, aux) if has_aux else (out, tangent)
 
 
@@ -76,18 +77,11 @@ def value_and_grad(f, argnums=0, has_aux=False):
 
     @wraps(f)
     def value_and_gradient(*args, **kwargs):
-        wanted = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-        wanted = tuple(range(len(args))[i] for i in wanted)
-
-        def partial_f(*chosen):
-            rest = dict(zip(wanted, chosen, strict=True))
-            return f(*(rest.get(i, a) for i, a in enumerate(args)), **kwargs)
-
-        value, pullback, *aux = vjp(partial_f, *(args[i] for i in wanted), has_aux=has_aux)
+        function, chosen, as_argnums = _select(f, args, kwargs, argnums)
+        value, pullback, *aux = _vjp(function, chosen, "argument", has_aux)
         check_scalar(value, getattr(f, "__name__", "the function"))
         grads = pullback(np.ones_like(value) if hasattr(value, "dtype") else 1.0)
-        grads = grads[0] if isinstance(argnums, int) else grads
-        return ((value, *aux) if has_aux else value), grads
+        return ((value, *aux) if has_aux else value), as_argnums(grads)
 
     return value_and_gradient
 
@@ -114,44 +108,51 @@ def hvp(f, primals, tangents):
 
 
 def jacrev(f, argnums=0):
-    """f -> its Jacobian, a row of pull-backs: leaves of shape out.shape + argument.shape."""
+    """f -> its Jacobian, a row of pull-backs: leaves of shape out.shape + argument.shape.
+
+    A tree like out, with trees like the argument (a tuple of them for a tuple of argnums) inside.
+    """
 
     @wraps(f)
-    def jacobian(*args):
-        out, pullback = vjp(_fix(f, args, argnums), args[argnums])
+    def jacobian(*args, **kwargs):
+        function, chosen, as_argnums = _select(f, args, kwargs, argnums)
+        out, pullback = _vjp(function, chosen, "argument")
         leaves, tree = optree.tree_flatten(out)
         blocks = []
         for i, leaf in enumerate(leaves):
-            rows = [
-                pullback(optree.tree_unflatten(tree, _one_hot(leaves, i, k)))[0]
-                for k in range(np.size(plain(leaf)))
-            ]
-            blocks.append(_stack_trees(rows, shape_of(leaf), 0, args[argnums]))
-        return optree.tree_unflatten(tree, blocks)
+            rows = [pullback(optree.tree_unflatten(tree, e)) for e in _basis(leaves, i)]
+            blocks.append(_stack_trees(rows, chosen, 0, shape_of(leaf)))
+        return optree.tree_unflatten(tree, map(as_argnums, blocks))
 
     return jacobian
 
 
 def jacfwd(f, argnums=0):
-    """f -> its Jacobian, a column of push-forwards: leaves of shape out.shape + argument.shape."""
+    """f -> its Jacobian, a column of push-forwards: leaves of shape out.shape + argument.shape.
+
+    The same trees as jacrev.
+    """
 
     @wraps(f)
-    def jacobian(*args):
-        leaves, tree = flatten_floats(args[argnums], "the argument")
-        blocks = []
-        for i, leaf in enumerate(leaves):
-            columns = []
-            for k in range(np.size(plain(leaf))):
-                tangent = optree.tree_unflatten(tree, _one_hot(leaves, i, k))
-                out, column = jvp(_fix(f, args, argnums), (args[argnums],), (tangent,))
-                columns.append(column)
-            if not columns:
-                out = columns = jvp(_fix(f, args, argnums), (args[argnums],), (None,))[0]
-            blocks.append(_stack_trees(columns, shape_of(leaf), -1, out))
-        # from [in leaf][out tree] to [out tree][in tree]
-        out_tree = optree.tree_structure(out)
-        by_out = zip(*map(optree.tree_leaves, blocks), strict=True)
-        return optree.tree_unflatten(out_tree, [optree.tree_unflatten(tree, b) for b in by_out])
+    def jacobian(*args, **kwargs):
+        function, chosen, as_argnums = _select(f, args, kwargs, argnums)
+        leaves, tree = flatten_floats(chosen, "argument")
+        pushed = []
+        for i in range(len(leaves)):
+            units = (optree.tree_unflatten(tree, e) for e in _basis(leaves, i))
+            pushed.append([jvp(function, (chosen,), (e,)) for e in units])
+        out = next((out for column in pushed for out, _ in column), None)
+        out = function(chosen) if out is None else out
+        blocks = [
+            _stack_trees([t for _, t in column], out, -1, shape_of(x))
+            for column, x in zip(pushed, leaves, strict=True)
+        ]
+        by_argument, out_tree = [*map(optree.tree_leaves, blocks)], optree.tree_structure(out)
+        inner = [
+            as_argnums(optree.tree_unflatten(tree, [leaves[j] for leaves in by_argument]))
+            for j in range(out_tree.num_leaves)
+        ]
+        return optree.tree_unflatten(out_tree, inner)
 
     return jacobian
 
@@ -167,18 +168,16 @@ def stop_gradient(x):
 
 
 _stop = Primitive("stop_gradient", lambda x: x, constant=True)
+_float = define("float", float, ["linear"], [lambda ct, out, x: ct], register=False)
 
 
 def flatten_floats(tree, what):
     """Leaves and treedef of a tree whose leaves must all be real floats; errors name the path."""
     leaves, treedef = optree.tree_flatten(tree)
     for k, leaf in enumerate(leaves):
-        kind = _kind(plain(leaf))
-        if kind != "f":
-            path = optree.treespec_paths(treedef)[k]
-            name = "".join(f"[{p!r}]" for p in path)
+        if _kind(plain(leaf)) != "f":
             raise TypeError(
-                f"{what}{name} is {_describe(leaf)}, which has no derivative; "
+                f"{what}{_path(treedef, k)} is {_describe(leaf)}, which has no derivative; "
                 "pass real floats, e.g. x.astype(float), or keep it out of the differentiated tree."
             )
     return leaves, treedef
@@ -188,7 +187,10 @@ def flatten_like(tree, treedef, what, like):
     """Leaves of a tree that must have structure `treedef`."""
     leaves, found = optree.tree_flatten(tree)
     if found != treedef:
-        raise TypeError(f"{what} has structure {found}, but {like} has {treedef}.")
+        raise TypeError(
+            f"{what} has structure {found}, but {like} has {treedef}; the containers must be the "
+            "same (a list is not a tuple)."
+        )
     return leaves
 
 
@@ -200,11 +202,35 @@ def zeros_like(x):
 
 def check_scalar(value, name):
     """Refuse what has no gradient."""
-    if shape_of(value) != () or _kind(plain(value)) != "f":
+    if _kind(plain(value)) != "f" or shape_of(value) != ():
         raise TypeError(
             f"{name} returned {_describe(value)}; a gradient needs one real float. Use np.sum or "
             "np.mean, has_aux=True for further results, or jacrev."
         )
+
+
+def _select(f, args, kwargs, argnums):
+    """Take apart what is differentiated.
+
+    Returns (f as a function of it, it as {position: argument}, function that puts such a dict in
+    the form of argnums).
+    """
+    one = not isinstance(argnums, (tuple, list))
+    try:
+        positions = [range(len(args))[i] for i in ([argnums] if one else argnums)]
+    except IndexError:
+        raise TypeError(
+            f"argnums={argnums!r}, but {len(args)} arguments were given by position; pass what is "
+            "differentiated by position."
+        ) from None
+
+    def function(chosen):
+        return f(*(chosen.get(i, a) for i, a in enumerate(args)), **kwargs)
+
+    def as_argnums(chosen):
+        return chosen[positions[0]] if one else tuple(chosen[i] for i in positions)
+
+    return function, {i: args[i] for i in positions}, as_argnums
 
 
 def _kind(x):
@@ -230,15 +256,12 @@ def _split_aux(out, has_aux):
     return out
 
 
-def _checked(ct, value):
-    if shape_of(ct) != shape_of(value):
-        raise TypeError(
-            f"a tangent or cotangent has shape {shape_of(ct)}, its value {shape_of(value)}."
-        )
-    return ct
+def _path(treedef, k):
+    """Where leaf k is, as one would write it: "[0]['weights']"."""
+    return "".join(f"[{p!r}]" for p in optree.treespec_paths(treedef)[k])
 
 
-def _flatten_tangents(tangents, primals, treedef):
+def _flatten_tangents(tangents, primals):
     if len(tangents) != len(primals):
         raise TypeError(f"{len(primals)} primals but {len(tangents)} tangents.")
     filled = []
@@ -250,36 +273,71 @@ def _flatten_tangents(tangents, primals, treedef):
     return filled
 
 
-def _own(ct):
-    """Answers must not be read-only views of broadcast numbers."""
-    return ct.copy() if isinstance(ct, np.ndarray) and not ct.flags.writeable else ct
+def _matched(given, values, treedef, what):
+    """Tangents or cotangents, checked and given the array type and dtype of their values."""
+    for k, (t, value) in enumerate(zip(given, values, strict=True)):
+        if t is not None and shape_of(t) != shape_of(value):
+            raise TypeError(
+                f"{what}{_path(treedef, k)} has shape {shape_of(t)}, its value {shape_of(value)}."
+            )
+        if t is not None and dtype_of(t).kind not in "fiub":
+            raise TypeError(
+                f"{what}{_path(treedef, k)} is {_describe(t)}; real numbers are wanted."
+            )
+    return [t if t is None else match(t, value) for t, value in zip(given, values, strict=True)]
 
 
-def _fix(f, args, argnum):
-    return lambda x: f(*args[:argnum], x, *args[argnum + 1 :])
+def _answers(found, likes, given):
+    """Derivatives that are the caller's own: writeable, and sharing no memory.
+
+    found: None is zero; likes: the values they belong to, a Python float for a Python float;
+    given: what came from the caller. Traced or not, the same is copied: copies order memory anew.
+    """
+    taken, answers = {id(_owner(x)) for x in given}, []
+    for x, like in zip(found, likes, strict=True):
+        x = zeros_like(like) if x is None else x
+        value = plain(x)
+        if not hasattr(plain(like), "dtype"):
+            x = _float(x) if isinstance(value, (np.ndarray, np.generic)) else x
+        elif isinstance(value, np.ndarray) and (
+            id(_owner(x)) in taken or not value.flags.writeable
+        ):
+            x = np.copy(x)
+        taken.add(id(_owner(x)))
+        answers.append(x)
+    return answers
 
 
-def _one_hot(leaves, i, k):
-    """A tree's leaves, all zero but entry k of leaf i."""
-    basis = [zeros_like(x) for x in leaves]
-    one = np.zeros(np.size(plain(leaves[i])), dtype_of(leaves[i]))
-    one[k] = 1
-    basis[i] = np.reshape(one, shape_of(leaves[i]))
-    return basis
+def _owner(x):
+    """The array whose memory x shows."""
+    x = plain(x)
+    while isinstance(x, np.ndarray) and x.base is not None:
+        x = x.base
+    return x
 
 
-def _stack_trees(trees, shape, axis, like):
-    """Stack the leaves of equal trees on one axis and unfold it into `shape`, first or last."""
-    like_leaves, treedef = optree.tree_flatten(like)
-    columns = list(zip(*map(optree.tree_leaves, trees), strict=True)) if len(trees) else None
+def _basis(leaves, i):
+    """The unit vectors of leaf i, each as a list of leaves that is zero elsewhere."""
+    unit_of, shape = plain(leaves[i]), shape_of(leaves[i])
+    for k in range(prod(shape)):
+        vector = [zeros_like(x) for x in leaves]
+        unit = np.zeros_like(unit_of, shape=prod(shape))
+        unit[k] = 1
+        vector[i] = np.reshape(unit, shape)
+        yield vector
+
+
+def _stack_trees(trees, like, axis, shape):
+    """Stack the leaves of trees on an axis, the first or the last, and unfold it into `shape`."""
+    leaves, treedef = optree.tree_flatten(like)
+    columns = zip(*map(optree.tree_leaves, trees), strict=True) if trees else [()] * len(leaves)
     stacked = []
-    for j, leaf in enumerate(like_leaves):
-        part = shape_of(leaf)
-        full = (*shape, *part) if axis == 0 else (*part, *shape)
-        if columns is None:
-            stacked.append(np.zeros(full, dtype_of(leaf)))
+    for x, column in zip(leaves, columns, strict=True):
+        full = (*shape, *shape_of(x)) if axis == 0 else (*shape_of(x), *shape)
+        if not column:
+            stacked.append(np.zeros_like(plain(x), shape=full))
         else:
-            stacked.append(np.reshape(np.stack(columns[j], axis), full))
+            stacked.append(np.reshape(np.stack(column, axis), full) if full else column[0])
     return optree.tree_unflatten(treedef, stacked)
 
 

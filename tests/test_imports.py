@@ -12,7 +12,17 @@ PACKAGE = Path(revgrad.__file__).parent
 
 # Lowest first. Real numbers and integers are two columns that do not know each other; `program` is
 # where they meet. A name stands for the module and, if it is a package, for all inside.
-REALS = ("tape", "arrays", "rules", "transforms", "record")
+REALS = (
+    "tape",
+    "arrays",
+    "rules",
+    "transforms",
+    "record",
+    "fuse",
+    "replay",
+    "compiled",
+    "linear_map",
+)
 INTEGERS = ("_ext", "ratio", "buffer", "fixed")
 MIDDLE = ("blas", "report", "hyper", "optimizers", "snapshots", "program", "adjoints", "train")
 TOP = ("online", "outer", "diagnose", "nn", "data", "interop", "plots")
@@ -27,6 +37,7 @@ def allowed():
     table = {}
     for column in (REALS, INTEGERS):
         table |= {name: set(column[:k]) for k, name in enumerate(column)}
+    table["fuse"].add("_ext")  # for _ext.blocks, which runs NumPy's loops and knows no integers
     below = set(REALS + INTEGERS)
     for name in MIDDLE:
         table[name] = set(below)

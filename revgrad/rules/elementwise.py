@@ -1,9 +1,11 @@
 """Functions applied entry by entry: one partial derivative per argument serves both modes."""
 
 import operator
+from functools import partial
 
 import numpy as np
 
+from revgrad.arrays import functions
 from revgrad.rules.row import (
     cast,
     composite,
@@ -11,6 +13,7 @@ from revgrad.rules.row import (
     define,
     dtype_of,
     elementwise,
+    elementwise_primitive,
     match,
     unbroadcast,
 )
@@ -38,9 +41,9 @@ elementwise((operator.sub, np.subtract), 1, -1)
 elementwise((operator.mul, np.multiply), lambda out, x, y: y, lambda out, x, y: x)
 elementwise((operator.truediv, np.divide), lambda out, x, y: 1 / y, lambda out, x, y: -out / y)
 elementwise((operator.pow, np.power), _power_base, _power_exponent)
-elementwise((operator.mod, np.mod), 1, lambda out, x, y: -np.floor(x / y))
+elementwise((operator.mod, np.mod), 1, lambda out, x, y: -(x // y))
 elementwise((operator.neg, np.negative), -1)
-elementwise((np.positive,), 1)
+elementwise((operator.pos, np.positive), 1)
 elementwise((np.exp,), lambda out, x: out)
 elementwise((np.exp2,), lambda out, x: out * float(np.log(2)))
 elementwise((np.expm1,), lambda out, x: out + 1)
@@ -51,7 +54,7 @@ elementwise((np.log1p,), lambda out, x: 1 / (1 + x))
 elementwise((np.sqrt,), lambda out, x: 0.5 / out)
 elementwise((np.square,), lambda out, x: 2 * x)
 elementwise((np.reciprocal,), lambda out, x: -out * out)
-elementwise((np.absolute, np.fabs), lambda out, x: np.sign(x))
+elementwise((operator.abs, np.absolute, np.fabs), lambda out, x: np.sign(x))
 elementwise((np.sin,), lambda out, x: np.cos(x))
 elementwise((np.cos,), lambda out, x: -np.sin(x))
 elementwise((np.tan,), lambda out, x: 1 + out * out)
@@ -71,8 +74,8 @@ elementwise(
 elementwise((np.hypot,), lambda out, x, y: x / out, lambda out, x, y: y / out)
 
 # Selection by np.where keeps an infinite derivative on the side not taken from becoming NaN.
-define(
-    np.where,
+_where = define(
+    "where",
     np.where,
     push=[
         None,
@@ -87,10 +90,26 @@ define(
 )
 
 
+@composite(np.where)
+def _np_where(condition, *choices):
+    return _where(condition, *choices) if choices else functions[np.nonzero](condition)
+
+
+def _clip_share(i, out, x, low, high):
+    """How much of minimum(maximum(x, low), high) comes from argument i."""
+    raised = x if low is None else np.maximum(x, low)
+    kept = 1.0 if high is None else _share(out, raised, high)
+    if i == 0:
+        return kept if low is None else kept * _share(raised, x, low)
+    return kept * _share(raised, low, x) if i == 1 else _share(out, high, raised)
+
+
+_clip = elementwise_primitive(np.clip, [partial(_clip_share, i) for i in range(3)])
+
+
 @composite(np.clip)
-def _clip(x, a_min=None, a_max=None):
-    x = x if a_min is None else np.maximum(x, a_min)
-    return x if a_max is None else np.minimum(x, a_max)
+def _np_clip(a, a_min=None, a_max=None, *, min=None, max=None):
+    return _clip(a, a_min if min is None else min, a_max if max is None else max)
 
 
 constant(

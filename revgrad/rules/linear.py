@@ -32,7 +32,7 @@ _reshape = _linear(
 _transpose = _linear(
     "transpose",
     lambda x, *, axes: np.transpose(x, axes),
-    lambda ct, out, x, axes: np.transpose(ct, axes and tuple(np.argsort(axes))),
+    lambda ct, out, x, axes: np.transpose(ct, tuple(np.argsort(axes).tolist())),
 )
 _broadcast_to = _linear(
     "broadcast_to",
@@ -44,18 +44,40 @@ _flip = _linear(
     lambda x, *, axis: np.flip(x, axis),
     lambda ct, out, x, axis: np.flip(ct, axis),
 )
-_astype = _linear(
-    "astype",
-    lambda x, *, dtype: x.astype(dtype) if hasattr(x, "astype") else np.asarray(x, dtype)[()],
-    lambda ct, out, x, dtype: functions["astype"](ct, dtype=dtype_of(x)),
+
+
+# Copies matter: what a later sum or exp gives depends on the order of entries in memory.
+_ravel = _linear(
+    "ravel",
+    lambda x: np.ravel(x),
+    lambda ct, out, x: np.reshape(ct, shape_of(x)),
+)
+_linear("copy", lambda x, *, order: x.copy(order=order), lambda ct, out, x, order: ct)
+_np_copy = _linear(
+    "np.copy",
+    lambda x, *, order: np.copy(x, order=order),
+    lambda ct, out, x, order: ct,
     register=False,
 )
-_to_integers = Primitive("astype", _astype.run, constant=True)
+
+
+def _run_astype(x, *, dtype, copy):
+    return x.astype(dtype, copy=copy) if hasattr(x, "astype") else np.asarray(x, dtype)[()]
+
+
+_astype = _linear(
+    "astype",
+    _run_astype,
+    lambda ct, out, x, dtype, copy: cast(ct, dtype_of(x)),
+    register=False,
+)
+_to_integers = Primitive("astype", _run_astype, constant=True)
 
 
 @composite("astype")
-def _cast(x, *, dtype):
-    return (_astype if np.issubdtype(dtype, np.inexact) else _to_integers)(x, dtype=dtype)
+def _cast(x, *, dtype, copy=True):
+    astype = _astype if np.issubdtype(dtype, np.inexact) else _to_integers
+    return astype(x, dtype=dtype, copy=copy)
 
 
 @composite(np.reshape)
@@ -66,8 +88,8 @@ def _np_reshape(a, /, shape, order="C"):
 
 
 @composite(np.ravel)
-def _ravel(a, order="C"):
-    return _np_reshape(a, -1, order)
+def _np_ravel(a, order="C"):
+    return _ravel(a) if order == "C" else _np_reshape(a, -1, order)
 
 
 @composite(np.squeeze)
@@ -81,37 +103,34 @@ def _expand_dims(a, axis):
 
 
 @composite(np.atleast_1d)
-def _atleast_1d(a):
-    return a if shape_of(a) else _reshape(a, shape=(1,))
+def _atleast_1d(*arrays):
+    arrays = [a if shape_of(a) else _reshape(a, shape=(1,)) for a in arrays]
+    return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
 
-@composite(np.transpose, np.permute_dims, np.matrix_transpose)
+def _permutation(function, a, *args):
+    """The axes of a in the order in which `function` leaves them: sizes that tell them apart."""
+    return function(np.empty(range(len(shape_of(a))), bool), *args).shape
+
+
+@composite(np.transpose, np.permute_dims)
 def _np_transpose(a, axes=None):
-    axes = axes and tuple(range(len(shape_of(a)))[i] for i in axes)
-    return _transpose(a, axes=axes)
+    return _transpose(a, axes=_permutation(np.transpose, a, axes))
 
 
 @composite(np.matrix_transpose)
-def _matrix_transpose(a):
-    return _swapaxes(a, -1, -2)
+def _matrix_transpose(x):
+    return _transpose(x, axes=_permutation(np.matrix_transpose, x))
 
 
 @composite(np.swapaxes)
 def _swapaxes(a, axis1, axis2):
-    axes = list(range(len(shape_of(a))))
-    axes[axis1], axes[axis2] = axes[axis2], axes[axis1]
-    return _transpose(a, axes=tuple(axes))
+    return _transpose(a, axes=_permutation(np.swapaxes, a, axis1, axis2))
 
 
 @composite(np.moveaxis)
 def _moveaxis(a, source, destination):
-    order = np.moveaxis(np.empty((0,) * len(shape_of(a))), source, destination)  # checks arguments
-    positions = np.arange(order.ndim)
-    source, destination = np.atleast_1d(source), np.atleast_1d(destination)
-    rest = [i for i in positions if i not in source % order.ndim]
-    for to, by in sorted(zip(destination % order.ndim, source % order.ndim, strict=True)):
-        rest.insert(to, by)
-    return _transpose(a, axes=tuple(int(i) for i in rest))
+    return _transpose(a, axes=_permutation(np.moveaxis, a, source, destination))
 
 
 @composite(np.broadcast_to)
@@ -148,6 +167,7 @@ _concatenate = Primitive("concatenate", _join, _push_join, _pull_join)
 
 @composite(np.concatenate)
 def _np_concatenate(arrays, axis=0):
+    arrays = [np.asarray(a) if isinstance(a, (list, tuple)) else a for a in arrays]
     if axis is None:
         arrays, axis = [np.ravel(a) for a in arrays], 0
     return _concatenate(*arrays, axis=axis)
@@ -185,23 +205,23 @@ def _fill(structure, arrays):
     return index[0] if len(index) == 1 else index
 
 
-def _take(x, *arrays, structure):
-    return x[_fill(structure, arrays)]
-
-
 def _put(ct, *arrays, structure, shape):
     """The transpose of indexing: zeros of `shape` with ct added at the index, in a fixed order."""
-    out = np.zeros_like(ct, shape=shape)
-    index = _fill(structure, arrays)
-    if not any(np.asarray(a).dtype != bool for a in arrays):
+    out, index = np.zeros_like(ct, shape=shape), _fill(structure, arrays)
+    if all(dtype_of(a).kind == "b" for a in arrays):
         out[index] = ct
         return out
-    flat = np.arange(out.size).reshape(shape)[index].ravel()
-    order = np.argsort(flat, kind="stable")
-    places, starts = np.unique(flat[order], return_index=True)
+    places = np.ravel(np.reshape(_count_up(out), shape)[index])
+    order = np.argsort(places, kind="stable")
+    places, starts = np.unique(places[order], return_index=True)
     if places.size:
-        out.reshape(-1)[places] = np.add.reduceat(ct.ravel()[order], starts)
+        np.reshape(out, -1)[places] = np.add.reduceat(np.ravel(ct)[order], starts)
     return out
+
+
+def _count_up(like):
+    """0, 1, ... to like.size - 1, in like's array type."""
+    return np.cumsum(np.ones_like(like, shape=like.size, dtype=np.intp)) - 1
 
 
 def _linear_in_first(function):
@@ -211,35 +231,59 @@ def _linear_in_first(function):
     return push
 
 
-def _pull_take(ct, *, wanted, out, args, static):
-    return [_put_p(ct, *args[1:], shape=shape_of(args[0]), **static)] + [None] * (len(wanted) - 1)
+def _pull_getitem(ct, *, wanted, out, args, static):
+    return [_put_p(ct, *args[1:], shape=shape_of(args[0]), **static)]
 
 
 def _pull_put(ct, *, wanted, out, args, static):
-    return [_take_p(ct, *args[1:], structure=static["structure"])] + [None] * (len(wanted) - 1)
+    return [_getitem_p(ct, *args[1:], structure=static["structure"])]
 
 
-_take_p = Primitive("getitem", _take, _linear_in_first(lambda: _take_p), _pull_take)
+def _pull_take(ct, *, wanted, out, args, static):
+    structure = (slice(None),) * static["axis"] + (_HOLE,)
+    return [_put_p(ct, args[1], structure=structure, shape=shape_of(args[0]))]
+
+
+_getitem_p = Primitive(
+    "getitem",
+    lambda x, *arrays, structure: x[_fill(structure, arrays)],
+    _linear_in_first(lambda: _getitem_p),
+    _pull_getitem,
+)
 _put_p = Primitive("put", _put, _linear_in_first(lambda: _put_p), _pull_put)
+_take_p = Primitive(
+    "take",
+    lambda x, indices, *, axis: np.take(x, indices, axis),
+    _linear_in_first(lambda: _take_p),
+    _pull_take,
+)
 
 
 @composite(operator.getitem)
 def _getitem(x, index):
     parts = index if isinstance(index, tuple) else (index,)
-    parts = tuple(np.asarray(p) if isinstance(p, list) else p for p in parts)
+    parts = tuple(_as_index(p) if isinstance(p, list) else p for p in parts)
     is_array = [hasattr(p, "dtype") for p in parts]
     structure = tuple(_HOLE if a else p for a, p in zip(is_array, parts, strict=True))
     arrays = [p for a, p in zip(is_array, parts, strict=True) if a]
-    if any(isinstance(a, Box) and np.issubdtype(a.dtype, np.inexact) for a in arrays):
-        raise TypeError("a traced array of floats as an index; indices have no derivative.")
-    return _take_p(x, *arrays, structure=structure)
+    if any(isinstance(a, Box) for a in arrays):
+        raise TypeError("a traced array as an index; indices have no derivative.")
+    return _getitem_p(x, *arrays, structure=structure)
+
+
+def _as_index(numbers):
+    indices = np.asarray(numbers)
+    return indices if indices.size else indices.astype(np.intp)
 
 
 @composite(np.take)
 def _np_take(a, indices, axis=None):
+    indices = _as_index(indices) if isinstance(indices, (list, tuple)) else indices
+    if isinstance(indices, Box):
+        raise TypeError("a traced array as indices of np.take; indices have no derivative.")
     if axis is None:
-        return np.ravel(a)[indices]
-    return a[(slice(None),) * (axis % len(shape_of(a))) + (indices,)]
+        return _take_p(np.ravel(a), indices, axis=0)
+    return _take_p(a, indices, axis=range(len(shape_of(a)))[axis])
 
 
 @composite(np.split)
@@ -255,8 +299,8 @@ for _fact in (np.shape, np.ndim, np.size, np.result_type, np.iscomplexobj, np.is
 
 
 @composite(np.copy)
-def _copy(a):
-    return a
+def _copy(a, order="K"):
+    return _np_copy(a, order=order)
 
 
 constant(np.zeros_like, np.ones_like, np.empty_like, np.argsort, np.searchsorted, np.nonzero)

@@ -35,20 +35,38 @@ def _pull_right(ct, out, x, y):
 for _product in (operator.matmul, np.matmul):
     define(_product, _product, ("linear", "linear"), (_pull_left, _pull_right))
 _dot = define("dot", np.dot, ("linear", "linear"), (_pull_left, _pull_right))
+_dot_number = define(
+    "dot with a number",
+    np.dot,
+    ("linear", "linear"),
+    (
+        lambda ct, out, x, y: unbroadcast(ct * y, x),
+        lambda ct, out, x, y: unbroadcast(ct * x, y),
+    ),
+)
+_vdot = define(
+    "vdot",
+    np.vdot,
+    ("linear", "linear"),
+    (
+        lambda ct, out, x, y: cast(ct * np.reshape(y, shape_of(x)), dtype_of(x)),
+        lambda ct, out, x, y: cast(ct * np.reshape(x, shape_of(y)), dtype_of(y)),
+    ),
+)
 
 
 @composite(np.dot)
 def _np_dot(a, b):
     if not shape_of(a) or not shape_of(b):
-        return functions[np.multiply](a, b)
+        return _dot_number(a, b)
     if len(shape_of(b)) > 2:
         raise MissingRule("np.dot with a second operand of over two axes; use np.matmul.")
     return _dot(a, b)
 
 
 @composite(np.vdot)
-def _vdot(a, b):
-    return _dot(np.ravel(a), np.ravel(b))
+def _np_vdot(a, b):
+    return _vdot(a, b)
 
 
 @composite(np.outer)

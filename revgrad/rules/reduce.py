@@ -1,15 +1,23 @@
 """Functions that reduce axes."""
 
+from math import prod
+
 import numpy as np
 
 from revgrad.arrays import functions
-from revgrad.rules.row import composite, constant, define, shape_of
+from revgrad.rules.row import composite, constant, define, dtype_of, shape_of
+
+
+def _axes(x, axis):
+    """The reduced axes; NumPy lets a number have any."""
+    ndim = len(shape_of(x))
+    return range(ndim) if axis is None or not ndim else np.atleast_1d(axis).tolist()
 
 
 def _kept(c, x, axis):
     """Reshape a reduced array so that it broadcasts with x."""
     shape = list(shape_of(x))
-    for i in range(len(shape)) if axis is None else np.atleast_1d(axis):
+    for i in _axes(x, axis):
         shape[i] = 1
     return np.reshape(c, tuple(shape)) if shape_of(c) != tuple(shape) else c
 
@@ -18,13 +26,14 @@ def _spread(ct, out, x, *, axis, keepdims):
     return np.broadcast_to(_kept(ct, x, axis), shape_of(x))
 
 
-def _count(out, x):
-    return max(1, int(np.prod(shape_of(x)))) / max(1, int(np.prod(shape_of(out))))
+def _count(x, axis):
+    """How many entries of x make one of its mean."""
+    return prod(shape_of(x)[i] for i in _axes(x, axis))
 
 
 def _attained(out, x, axis):
     """Weights of the entries that attain an extremum: ties share equally."""
-    hits = functions["astype"](x == _kept(out, x, axis), dtype=x.dtype)
+    hits = functions["astype"](x == _kept(out, x, axis), dtype=dtype_of(x))
     return hits / np.sum(hits, axis=axis, keepdims=True)
 
 
@@ -44,7 +53,11 @@ _mean = define(
     "mean",
     lambda x, *, axis, keepdims: np.mean(x, axis=axis, keepdims=keepdims),
     ("linear",),
-    [lambda ct, out, x, **static: _spread(ct, out, x, **static) / _count(out, x)],
+    [
+        lambda ct, out, x, *, axis, keepdims: _spread(
+            ct / max(1, _count(x, axis)), out, x, axis=axis, keepdims=keepdims
+        )
+    ],
 )
 _max = define(
     "max", lambda x, *, axis, keepdims: np.max(x, axis=axis, keepdims=keepdims), **_extremum
@@ -77,7 +90,7 @@ composite((np.minimum, "reduce"))(_reduction(_min, 0))
 def _var(a, axis=None, *, ddof=0, keepdims=False):
     centred = a - np.mean(a, axis=axis, keepdims=True)
     total = np.sum(centred * centred, axis=axis, keepdims=keepdims)
-    return total / (_count(total, a) - ddof)
+    return total / max(_count(a, axis) - ddof, 0)
 
 
 @composite(np.std)

@@ -19,7 +19,6 @@ def define(key, run, push, pull, *, register=True):
     push[i](t, out, *args, **static) and pull[i](ct, out, *args, **static); None where the
     derivative is zero; push[i] = "linear" where run is linear in argument i.
     """
-    name = getattr(key, "__name__", str(key))
 
     def push_all(tangents, *, out, args, static):
         parts = []
@@ -35,7 +34,7 @@ def define(key, run, push, pull, *, register=True):
     def pull_all(ct, *, wanted, out, args, static):
         return [pull[i] and pull[i](ct, out, *args, **static) for i in wanted]
 
-    primitive = Primitive(name, run, push_all, pull_all)
+    primitive = Primitive(_name(key), run, push_all, pull_all)
     if register:
         functions[key] = primitive
     return primitive
@@ -46,18 +45,25 @@ def elementwise(keys, *partials):
 
     A partial is None (zero), 1, -1, or a function (out, *args) -> array that broadcasts with out.
     """
-    push = [p and partial(_push_elementwise, p) for p in partials]
-    pull = [p and partial(_pull_elementwise, p, i) for i, p in enumerate(partials)]
     for key in keys:
-        define(key, key, push, pull)
+        functions[key] = elementwise_primitive(key, partials)
 
 
-def _push_elementwise(p, t, out, *args):
-    return match(_times(t, p, out, args), out)
+def elementwise_primitive(run, partials):
+    """The primitive of one such function, not registered."""
+    push, pull = partial(_push_elementwise, partials), partial(_pull_elementwise, partials)
+    return Primitive(_name(run), run, push, pull)
 
 
-def _pull_elementwise(p, i, ct, out, *args):
-    return unbroadcast(_times(ct, p, out, args), args[i])
+def _push_elementwise(partials, tangents, *, out, args, static):
+    pairs = [(t, p) for t, p in zip(tangents, partials, strict=True) if t is not None and p]
+    parts = [_times(t, p, out, args) for t, p in pairs]
+    return match(reduce(operator.add, parts), out) if parts else None
+
+
+def _pull_elementwise(partials, ct, *, wanted, out, args, static):
+    pairs = [(args[i], partials[i]) for i in wanted]
+    return [p and unbroadcast(_times(ct, p, out, args), x) for x, p in pairs]
 
 
 def _times(c, p, out, args):
@@ -69,7 +75,11 @@ def _times(c, p, out, args):
 def constant(*keys):
     """Add functions whose derivative is zero everywhere."""
     for key in keys:
-        functions[key] = Primitive(getattr(key, "__name__", str(key)), key, constant=True)
+        functions[key] = Primitive(_name(key), key, constant=True)
+
+
+def _name(key):
+    return getattr(key, "__name__", str(key))
 
 
 def composite(*keys):
@@ -99,9 +109,13 @@ def cast(x, dtype):
 
 
 def match(t, like):
-    """Give a tangent the shape and dtype of the value it belongs to."""
-    if shape_of(t) != shape_of(like):
-        t = np.broadcast_to(t, shape_of(like))
+    """Give a tangent the array type, shape and dtype of the value it belongs to."""
+    home, shape = plain(like), shape_of(like)
+    stranger = hasattr(home, "dtype") and type(plain(t)) is not type(home)
+    if shape_of(t) == () and (shape or stranger):
+        t = t * np.ones_like(home)
+    elif shape_of(t) != shape:
+        t = np.broadcast_to(t, shape)
     return cast(t, dtype_of(like))
 
 

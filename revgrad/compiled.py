@@ -1,0 +1,339 @@
+"""compile: record a function once per signature, replay it ever after.
+
+    step = rg.compile(f)        # or @rg.compile
+    step(x)                     # records
+    step(x)                     # replays: same bits, no dispatch
+    rg.show(f, x)               # what was recorded
+
+A signature is the trees of the arguments, the shape, dtype and strides of each array in them, the
+value of everything else that is not a float, and what the function captures. Python floats are
+inputs, Python ints are part of the program.
+"""
+
+import threading
+import zlib
+from functools import update_wrapper
+from types import CodeType, FunctionType, ModuleType
+
+import numpy as np
+import optree
+
+from revgrad.fuse import fuse
+from revgrad.record import Program, Record, Var, forget, in_layout, live, record, simplify
+from revgrad.replay import Replay
+from revgrad.tape import Box, Primitive, Pull
+from revgrad.transforms import vjp, zeros_like
+
+SAMPLE = 4096  # entries of a large captured array that are looked at for changes
+WHOLE = 2**16  # bytes up to which all are
+
+
+def compile(f):
+    """f, recorded at its first call with each signature and replayed afterwards, bit for bit.
+
+    f must be pure: what it draws at random or prints happens once. A branch on a traced value
+    raises TypeError while recording. Outputs are new arrays, except that an output which is an
+    input or a view of one is so again.
+
+    Captured values: another number, string, function or array bound to a name that f uses leads to
+    a new recording; so does a change inside a captured array of up to 64 KiB. Of larger ones a
+    sample of 4,096 entries is looked at: pass arrays that change as arguments.
+    """
+    return Compiled(f)
+
+
+class Compiled:
+    """What `compile` returns: call it like the function."""
+
+    def __init__(self, f):
+        update_wrapper(self, f)
+        self.f, self.captured = f, _Captured(f)
+        self.entries, self.two_phase = {}, {}
+        name = getattr(f, "__name__", "compiled")
+        self.primitive = Primitive(name, self._run, stage=self._stage, many=True)
+
+    def __call__(self, *args, **kwargs):
+        leaves, tree = optree.tree_flatten((args, kwargs))
+        if _must_inline(leaves):
+            return self.f(*args, **kwargs)
+        dynamic = [x for x in leaves if _is_dynamic(x)]
+        statics = tuple((type(x), x) if not _is_dynamic(x) else None for x in leaves)
+        form = (tree, statics, self.captured.now())
+        out = self.primitive(*dynamic, form=form)
+        return optree.tree_unflatten(self._entry(dynamic, form).out_tree, out)
+
+    def _entry(self, dynamic, form):
+        key = form, *map(_signature, dynamic)
+        entry = self.entries.get(key)
+        if entry is None:
+            entry = self.entries[key] = _Entry(self._flat(form), [_bare(x) for x in dynamic])
+        return entry
+
+    def _flat(self, form):
+        """f as a function of its dynamic leaves: (leaves of the result, its tree)."""
+        tree, statics, _ = form
+
+        def flat(*dynamic):
+            dynamic = iter(dynamic)
+            leaves = [next(dynamic) if s is None else s[1] for s in statics]
+            args, kwargs = optree.tree_unflatten(tree, leaves)
+            return optree.tree_flatten(self.f(*args, **kwargs))
+
+        return flat
+
+    def _run(self, *dynamic, form):
+        return tuple(self._entry(dynamic, form).replay().run[0](*dynamic))
+
+    def _stage(self, wanted, dynamic, static):
+        """Outputs, and a pull-back that replays: for reverse mode over a compiled function."""
+        form = static["form"]
+        key = form, tuple(wanted), *map(_signature, dynamic)
+        phases = self.two_phase.get(key)
+        if phases is None:
+            phases = self.two_phase[key] = _pull_phases(self._flat(form), dynamic, wanted)
+        return phases.start(dynamic)
+
+
+class _Entry:
+    """One recording, and a replay of it per thread, as buffers are not shared."""
+
+    def __init__(self, flat, leaves):
+        def outputs(*boxes):
+            out, self.out_tree = flat(*boxes)
+            return out
+
+        self.program, self.local = record(outputs, leaves), threading.local()
+        self.fused = fuse(self.program.instructions, self.program.outputs)
+        forget(self.program.instructions, self.program.inputs)
+
+    def replay(self):
+        if not hasattr(self.local, "replay"):
+            self.local.replay = Replay([self.program.inputs], [self.fused], [self.program.outputs])
+        return self.local.replay
+
+
+class TwoPhase:
+    """A recorded pair: f(*first) -> (outputs, then), and then(*second) -> results.
+
+    The recorded list is split by what depends on `second`. Phase 1 keeps what phase 2 needs in
+    place, so phase 2 belongs to the last run of phase 1: see `start`.
+    """
+
+    def __init__(self, f, first, make_second, *, borrow=False):
+        with Record() as trace:
+            boxes = [trace.input(x) for x in first]
+            outputs, then = f(*boxes)
+            second = [trace.input(x) for x in make_second([_bare(x) for x in outputs])]
+            results = then(*second)
+            pairs = [trace.unwrap(x) for x in [*outputs, *results]]
+        out = [x if v is None else v for x, v in pairs]
+        inputs = [b.node for b in boxes], [b.node for b in second]
+        whole = simplify(Program([*inputs[0], *inputs[1]], trace.instructions, out))
+        ends = whole.outputs[: len(outputs)], whole.outputs[len(outputs) :]
+        late = _depending(whole.instructions, inputs[1])
+        early = [i for i in whole.instructions if i not in late]
+        late = live([i for i in whole.instructions if i in late], ends[1])
+        read_late = [x for i in late for x in i.inputs]
+        early = live(early, [*ends[0], *ends[1], *read_late])
+        phases = [fuse(early, [*ends[0], *ends[1], *read_late]), fuse(late, ends[1])]
+        forget([*early, *late], whole.inputs)
+        self.parts, self.borrow, self.local = (inputs, phases, ends), borrow, threading.local()
+
+    def replay(self):
+        if not hasattr(self.local, "replay"):
+            self.local.replay, self.local.runs = Replay(*self.parts, borrow=self.borrow), 0
+        return self.local.replay
+
+    def start(self, first):
+        """Run phase 1; returns (outputs, then). A `then` that was overtaken runs phase 1 again."""
+        outputs = self._first(first)
+        run = self.local.runs
+
+        def then(second):
+            nonlocal run
+            replay = self.replay()
+            if self.local.runs != run:
+                self._first(first)
+                run = self.local.runs
+            pairs = zip(second, self.parts[0][1], strict=True)
+            return replay.run[1](*(in_layout(x, v.value) for x, v in pairs))
+
+        return tuple(outputs), then
+
+    def _first(self, first):
+        replay = self.replay()
+        self.local.runs += 1
+        return replay.run[0](*first)
+
+
+def _depending(instructions, inputs):
+    found, seen = set(), set(inputs)
+    for i in instructions:
+        if seen.intersection(x for x in i.inputs if isinstance(x, Var)):
+            found.add(i)
+            seen.update(i.outputs)
+    return found
+
+
+def _pull_phases(flat, dynamic, wanted):
+    """TwoPhase whose `then` is the pull-back to the wanted arguments."""
+
+    def f(*boxes):
+        def chosen(*some):
+            args = list(boxes)
+            for i, x in zip(wanted, some, strict=True):
+                args[i] = x
+            return flat(*args)[0]
+
+        outputs, pullback = vjp(chosen, *(boxes[i] for i in wanted))
+        return outputs, lambda *cts: pullback(list(cts))
+
+    return _FillZeros(TwoPhase(f, dynamic, lambda outs: [ones_like(x) for x in outs]))
+
+
+class _FillZeros:
+    """Cotangents of None are zeros, which the recorded pull-back takes as arrays."""
+
+    def __init__(self, phases):
+        self.phases = phases
+
+    def start(self, first):
+        outputs, then = self.phases.start(first)
+
+        def pullback(cts):
+            return then(
+                [zeros_like(o) if c is None else c for c, o in zip(cts, outputs, strict=True)]
+            )
+
+        return outputs, pullback
+
+
+def ones_like(x):
+    """Ones of x's shape and dtype; a Python float stays one."""
+    return np.ones_like(x) if hasattr(x, "dtype") else 1.0
+
+
+# What a call looks like.
+
+
+def _is_dynamic(x):
+    return hasattr(x, "dtype") or type(x) is float
+
+
+def _bare(x):
+    while isinstance(x, Box):
+        x = x.value
+    return x
+
+
+def _signature(x):
+    x = _bare(x)
+    if isinstance(x, np.ndarray):
+        return x.shape, x.dtype, x.strides
+    return type(x), getattr(x, "dtype", None), getattr(x, "shape", None)
+
+
+def _must_inline(leaves):
+    """Under any trace but one Pull of plain values, the function itself is traced."""
+    boxes = [x for x in leaves if isinstance(x, Box)]
+    return any(not isinstance(b.trace, Pull) or isinstance(b.value, Box) for b in boxes)
+
+
+class _Captured:
+    """What a function captures: closure cells, globals it names, defaults, and theirs."""
+
+    def __init__(self, f):
+        self.f = f
+
+    def now(self):
+        return tuple(_fingerprint(getattr(self.f, "__func__", self.f), set()))
+
+
+def _fingerprint(f, seen):
+    if not isinstance(f, FunctionType) or f in seen:
+        return
+    seen.add(f)
+    yield f.__code__
+    for x in _captures(f):
+        if isinstance(x, FunctionType) and not _is_library(x):
+            yield from _fingerprint(x, seen)
+        elif isinstance(x, np.ndarray):
+            yield id(x), _checksum(x)
+        elif isinstance(x, (int, float, complex, str, bytes, bool, np.generic, type(None))):
+            yield type(x), repr(x)
+        elif isinstance(x, (list, tuple, dict)):
+            yield from (_leaf_print(leaf) for leaf in optree.tree_leaves(x))
+        elif not isinstance(x, ModuleType):
+            yield id(x)
+
+
+def _leaf_print(x):
+    return (id(x), _checksum(x)) if isinstance(x, np.ndarray) else (type(x), repr(x))
+
+
+def _captures(f):
+    for cell in f.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not bound yet
+            yield None
+    yield from f.__defaults__ or ()
+    yield from (f.__kwdefaults__ or {}).values()
+    for name in _global_names(f.__code__):
+        if name in f.__globals__:
+            yield f.__globals__[name]
+
+
+def _global_names(code):
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _global_names(inner)
+
+
+def _is_library(f):
+    return (f.__module__ or "").split(".")[0] in ("numpy", "scipy", "revgrad", "optree")
+
+
+def _checksum(x):
+    if x.nbytes > WHOLE:
+        x = x.reshape(-1)[:: max(1, x.size // SAMPLE)] if x.flags.c_contiguous else x.flat[:SAMPLE]
+    return zlib.crc32(np.ascontiguousarray(x).view(np.uint8).data) if x.size else 0
+
+
+# Reading.
+
+
+def show(f, *args, **kwargs):
+    """Print the program that compiling f for these arguments records, a line per instruction."""
+    print(listing(f, *args, **kwargs))
+
+
+def listing(f, *args, **kwargs):
+    """The text that `show` prints: inputs, then one instruction a line with its result's shape."""
+    leaves, tree = optree.tree_flatten((args, kwargs))
+    dynamic = [x for x in leaves if _is_dynamic(x)]
+    statics = tuple(None if _is_dynamic(x) else (type(x), x) for x in leaves)
+    form = (tree, statics, ())
+    program = _Entry(Compiled(getattr(f, "f", f))._flat(form), dynamic).program
+    names = {v: f"in{k}" for k, v in enumerate(program.inputs)}
+    lines = [f"{name:>6} : {_kind(v.value)}" for v, name in names.items()]
+    for i in program.instructions:
+        for v in i.outputs:
+            names[v] = f"%{len(names) - len(program.inputs)}"
+        args = [_text(x, names) for x in i.inputs] + [f"{k}={v!r}" for k, v in i.static.items()]
+        outs = ", ".join(names[v] for v in i.outputs)
+        call = f"{i.primitive.name}({', '.join(args)})"
+        lines.append(f"{outs:>6} = {call} : {_kind(i.outputs[0].value)}")
+    ends = ", ".join(_text(x, names) for x in program.outputs)
+    return "\n".join([*lines, f"return {ends}"])
+
+
+def _text(x, names):
+    if isinstance(x, Var):
+        return names[x]
+    return _kind(x) if np.size(x) > 1 else repr(x)
+
+
+def _kind(x):
+    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else type(x).__name__

@@ -1,0 +1,167 @@
+"""Find chains of elementwise instructions that may run block by block, in cache.
+
+A Group stands for several instructions on arrays of one shape and layout. It runs where its last
+member stood, so no member may be read in between by anything else. Whether the chain gives NumPy's
+bits is tried on the recorded values before it is believed.
+"""
+
+import operator
+
+import numpy as np
+
+from revgrad._ext.blocks import Chain, loop_index
+from revgrad.record import Var
+
+BLOCK = 1024  # entries that a chain takes at a time; its operands then fit in the first cache
+UFUNCS = {
+    operator.add: np.add,
+    operator.sub: np.subtract,
+    operator.mul: np.multiply,
+    operator.truediv: np.divide,
+    operator.neg: np.negative,
+}
+KINDS = {np.dtype(np.float32): "f", np.dtype(np.float64): "d"}
+
+
+class Group:
+    """Several instructions as one; inputs are what they read from outside, outputs what is read."""
+
+    __slots__ = ("constants", "inputs", "kinds", "members", "outputs", "steps")
+
+    def __init__(self, members):
+        self.members, self.inputs, self.outputs = members, (), ()
+
+    def plan(self, needed):
+        """Give every operand a slot. needed: values that others read. False if it cannot be."""
+        made = [i.outputs[0] for i in self.members]
+        self.outputs = tuple(v for v in made if v in needed)
+        like, slots, self.kinds, self.constants, inputs = made[0].value, {}, [], {}, []
+        for x in (x for i in self.members for x in i.inputs):
+            if _key(x) in slots or (isinstance(x, Var) and x in made):
+                continue
+            slots[_key(x)], kind = len(self.kinds), operand_kind(x, like)
+            if kind == "scalar" and not isinstance(x, Var):
+                self.constants[len(self.kinds)], kind = x, "constant"
+            else:
+                inputs.append(x)
+            self.kinds.append(kind)
+        for v in made:
+            slots[v] = len(self.kinds)
+            self.kinds.append("array" if v in self.outputs else "scratch")
+        self.inputs = tuple(inputs)
+        self.steps = [_step(i, like.dtype, slots) for i in self.members]
+        return all(step[1] >= 0 for step in self.steps) and self._gives_numpys_bits(like)
+
+    def chain(self):
+        like = self.outputs[0].value
+        passed = [kind for kind in self.kinds if kind != "constant"]
+        tiles = zip(self.inputs, passed, strict=False)
+        periods = [np.size(_value(x)) for x, kind in tiles if kind == "tile"]
+        period = int(np.lcm.reduce(periods)) if periods else 1
+        block = period * max(1, BLOCK // period)
+        return Chain(self.steps, self.kinds, self.constants, like.size, block, like.dtype)
+
+    def _gives_numpys_bits(self, like):
+        outs = [np.empty_like(v.value) for v in self.outputs]
+        self.chain()(*map(_value, self.inputs), *outs)
+        return all(
+            out.tobytes("A") == v.value.tobytes("A")
+            for out, v in zip(outs, self.outputs, strict=True)
+        )
+
+
+def operand_kind(x, like):
+    """What an operand is to a chain on arrays like `like`, or None if it cannot be one."""
+    x = _value(x)
+    if type(x) in (int, float) or (isinstance(x, (np.ndarray, np.generic)) and x.ndim == 0):
+        return "scalar" if getattr(x, "dtype", like.dtype) == like.dtype else None
+    if type(x) is not np.ndarray or x.dtype != like.dtype:
+        return None
+    if x.shape == like.shape and x.strides == like.strides:
+        return "array"
+    trailing = x.shape == like.shape[like.ndim - x.ndim :] and x.ndim < like.ndim
+    contiguous = like.flags.c_contiguous and x.flags.c_contiguous
+    return "tile" if trailing and contiguous and x.size <= 8 * BLOCK else None
+
+
+def fuse(instructions, outputs):
+    """Instructions with chains of two and more replaced by Groups."""
+    needed_at_end = {x for x in outputs if isinstance(x, Var)}
+    group_of, blocked = {}, set()
+    for i in instructions:
+        fits = _fits(i)
+        mine = None
+        for x in i.inputs:
+            g = group_of.get(x) if isinstance(x, Var) else None
+            if g is None:
+                continue
+            same = fits and _layout(g.members[0].outputs[0].value) == _layout(i.outputs[0].value)
+            if not same or g in blocked:
+                blocked.add(g)  # something outside reads it before it could run
+            elif mine is None:
+                mine = g
+            elif mine is not g:
+                _join(mine, g, group_of)
+        if fits:
+            if mine is None or mine in blocked:
+                mine = Group([])
+            mine.members.append(i)
+            group_of[i.outputs[0]] = mine
+    return _place(instructions, group_of, needed_at_end)
+
+
+def _join(mine, other, group_of):
+    mine.members += other.members
+    for i in other.members:
+        group_of[i.outputs[0]] = mine
+
+
+def _place(instructions, group_of, needed):
+    """Put each group that works out where its last member stood."""
+    order = {id(i): k for k, i in enumerate(instructions)}
+    needed = set(needed)
+    for i in instructions:
+        mine = group_of.get(i.outputs[0])
+        needed.update(x for x in i.inputs if isinstance(x, Var) and group_of.get(x) is not mine)
+    placed, works = [], {}
+    for i in instructions:
+        g = group_of.get(i.outputs[0])
+        if g is not None and g not in works:
+            g.members.sort(key=lambda i: order[id(i)])
+            works[g] = len(g.members) > 1 and g.plan(needed)
+        if g is None or not works[g]:
+            placed.append(i)
+        elif g.members[-1] is i:
+            placed.append(g)
+    return placed
+
+
+def _fits(i):
+    """Whether an instruction is elementwise on dense float arrays that a chain can take."""
+    ufunc = UFUNCS.get(i.primitive.run, i.primitive.run)
+    out = i.outputs[0].value
+    if not isinstance(ufunc, np.ufunc) or ufunc.nout != 1 or ufunc.signature or ufunc is np.power:
+        return False
+    if type(out) is not np.ndarray or out.ndim == 0 or out.size == 0 or out.dtype not in KINDS:
+        return False
+    if not (out.flags.c_contiguous or out.flags.f_contiguous):
+        return False
+    return len(i.inputs) <= 3 and all(operand_kind(x, out) for x in i.inputs)
+
+
+def _step(i, dtype, slots):
+    ufunc = UFUNCS.get(i.primitive.run, i.primitive.run)
+    operands = [slots[_key(x)] for x in i.inputs] + [slots[i.outputs[0]]]
+    return ufunc, loop_index(ufunc, KINDS[dtype] * len(operands)), operands
+
+
+def _key(x):
+    return x if isinstance(x, Var) else (type(x), id(x) if isinstance(x, np.ndarray) else repr(x))
+
+
+def _value(x):
+    return x.value if isinstance(x, Var) else x
+
+
+def _layout(x):
+    return x.shape, x.strides, x.dtype

@@ -1,0 +1,173 @@
+"""linearize: the derivative of a function at a point, as a recorded program.
+
+Only what depends on the tangents is recorded; the rest was computed once and is a constant of it.
+"""
+
+import threading
+
+import numpy as np
+import optree
+
+from revgrad.compiled import ones_like
+from revgrad.fuse import fuse
+from revgrad.record import Var, forget, in_layout, record
+from revgrad.replay import Replay
+from revgrad.rules.row import dtype_of, shape_of
+from revgrad.transforms import flatten_floats, flatten_like, jvp
+
+
+def linearize(f, *primals):
+    """(f(*primals), linear map): the map takes tangents like primals to the tangent of the result.
+
+    One application costs the linear part of f alone; tangents of another memory order than the
+    primals' are copied. `linear.batch(*tangents)` takes tangents with
+    a leading axis, the same for all, and maps them at once. Names are JAX's.
+    """
+    leaves, tree = flatten_floats(primals, "primals")
+    kept = {}
+
+    def flat(*tangents):
+        kept["out"], t = jvp(f, primals, optree.tree_unflatten(tree, tangents))
+        ts, kept["tree"] = optree.tree_flatten(t)
+        return ts
+
+    program = record(flat, [ones_like(x) for x in leaves])
+    return kept["out"], LinearMap(program, tree, kept["tree"], leaves)
+
+
+class LinearMap:
+    """What `linearize` returns: applies a derivative to tangents."""
+
+    def __init__(self, program, tree, out_tree, leaves):
+        self.program, self.tree, self.out_tree = program, tree, out_tree
+        self.shapes = [shape_of(x) for x in leaves]
+        self.dtypes = [dtype_of(x) for x in leaves]
+        self.local = threading.local()
+        self.fused = fuse(program.instructions, program.outputs)
+        forget(program.instructions, program.inputs)
+
+    def __call__(self, *tangents):
+        ts = self._checked(tangents, ())
+        ts = [in_layout(t, v.value) for t, v in zip(ts, self.program.inputs, strict=True)]
+        if not hasattr(self.local, "replay"):
+            p = self.program
+            self.local.replay = Replay([p.inputs], [self.fused], [p.outputs])
+        return optree.tree_unflatten(self.out_tree, self.local.replay.run[0](*ts))
+
+    def batch(self, *tangents):
+        """Apply to tangents with a leading axis; results have it too. Every row is one tangent.
+
+        Instructions act on all rows at once where they can, and row by row where they cannot.
+        """
+        first = optree.tree_leaves(tangents)[0]
+        count = shape_of(first)[0]
+        found = dict(zip(self.program.inputs, self._checked(tangents, (count,)), strict=True))
+        for i in self.program.instructions:
+            given = [found.get(x, x) if isinstance(x, Var) else x for x in i.inputs]
+            batched = [isinstance(x, Var) for x in i.inputs]
+            found[i.outputs[0]] = _batched(i, given, batched, count)
+        outs = [
+            found[x] if isinstance(x, Var) else np.broadcast_to(x, (count, *shape_of(x))).copy()
+            for x in self.program.outputs
+        ]
+        return optree.tree_unflatten(self.out_tree, outs)
+
+    def _checked(self, tangents, lead):
+        ts = flatten_like(tangents, self.tree, "the tangents", "linearize's primals")
+        for t, shape in zip(ts, self.shapes, strict=True):
+            if shape_of(t) != (*lead, *shape):
+                raise TypeError(
+                    f"a tangent has shape {shape_of(t)}; {(*lead, *shape)} is wanted, the primal's"
+                    f"{' after the axis of tangents' if lead else ''}."
+                )
+        pairs = zip(ts, self.dtypes, strict=True)
+        return [t if type(t) is float else np.asarray(t, dtype)[()] for t, dtype in pairs]
+
+
+# Instructions with a leading axis on some operands. A rule gets (instruction, operands, which have
+# the axis, its length).
+
+
+def _batched(i, given, batched, count):
+    if isinstance(i.primitive.run, np.ufunc) or i.primitive.name in _ELEMENTWISE:
+        rule = _product if "matmul" in i.primitive.name else _elementwise
+    else:
+        rule = _RULES.get(i.primitive.name, _row_by_row)
+    return rule(i, given, batched, count)
+
+
+def _elementwise(i, given, batched, count):
+    ndim = np.ndim(i.outputs[0].value)
+    operands = [
+        np.reshape(x, (count, *(1,) * (ndim - np.ndim(x) + 1), *np.shape(x)[1:])) if b else x
+        for x, b in zip(given, batched, strict=True)
+    ]
+    return i.primitive.run(*operands, **i.static)
+
+
+def _product(i, given, batched, count):
+    (x, y), (_, y_batched) = given, batched
+    if all(batched) or np.ndim(i.inputs[0] if not batched[0] else i.inputs[0].value) == 0:
+        return _row_by_row(i, given, batched, count)
+    if y_batched and np.ndim(y) == 2:  # each row a vector
+        return np.matmul(x, y[..., None])[..., 0]
+    return np.matmul(x, y)
+
+
+def _shaped(i, given, batched, count):
+    return i.primitive.run(given[0], shape=(count, *i.outputs[0].value.shape))
+
+
+def _broadcast(i, given, batched, count):
+    shape = i.static["shape"]
+    x = given[0].reshape(count, *(1,) * (len(shape) + 1 - given[0].ndim), *given[0].shape[1:])
+    return np.broadcast_to(x, (count, *shape))
+
+
+def _transposed(i, given, batched, count):
+    axes = i.static["axes"] or range(given[0].ndim - 1)[::-1]
+    return np.transpose(given[0], (0, *(a % (given[0].ndim - 1) + 1 for a in axes)))
+
+
+def _reduced(i, given, batched, count):
+    axis, ndim = i.static["axis"], given[0].ndim - 1
+    if ndim == 0:  # NumPy reduces a number along axis 0 or -1, to itself
+        return given[0]
+    axes = range(ndim) if axis is None else np.atleast_1d(axis)
+    axes = tuple(int(a) % ndim + 1 for a in axes)
+    return i.primitive.run(given[0], axis=axes, keepdims=i.static["keepdims"])
+
+
+def _joined(i, given, batched, count):
+    ndim = i.outputs[0].value.ndim
+    parts = [
+        x if b else np.broadcast_to(x, (count, *x.shape))
+        for x, b in zip(given, batched, strict=True)
+    ]
+    return np.concatenate(parts, i.static["axis"] % ndim + 1)
+
+
+def _same(i, given, batched, count):
+    return i.primitive.run(given[0], **i.static)
+
+
+def _row_by_row(i, given, batched, count):
+    rows = (
+        i.primitive.run(
+            *(x[k] if b else x for x, b in zip(given, batched, strict=True)), **i.static
+        )
+        for k in range(count)
+    )
+    return np.stack(list(rows))
+
+
+_ELEMENTWISE = {"add", "sub", "mul", "truediv", "neg", "where", "matmul"}
+_RULES = {
+    "reshape": _shaped,
+    "broadcast_to": _broadcast,
+    "transpose": _transposed,
+    "sum": _reduced,
+    "mean": _reduced,
+    "concatenate": _joined,
+    "astype": _same,
+}

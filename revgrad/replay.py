@@ -1,0 +1,280 @@
+"""Turn a recorded program into straight-line calls on buffers that are made once.
+
+Every instruction becomes one line of Python: a ufunc or product with out=, a view made beforehand,
+or a plain call. Buffers are handed on as soon as their value is dead, and an elementwise result
+takes over a dying operand of its own shape, so that a step of training stays in cache.
+"""
+
+import operator
+
+import numpy as np
+
+from revgrad.fuse import Group
+from revgrad.record import Var
+
+# Operators on arrays are these ufuncs; on scalars they are not, and ** has shortcuts of its own.
+_UFUNCS = {
+    operator.add: np.add,
+    operator.sub: np.subtract,
+    operator.mul: np.multiply,
+    operator.truediv: np.divide,
+    operator.neg: np.negative,
+    operator.matmul: np.matmul,
+    operator.lt: np.less,
+    operator.le: np.less_equal,
+    operator.gt: np.greater,
+    operator.ge: np.greater_equal,
+    operator.eq: np.equal,
+    operator.ne: np.not_equal,
+}
+_REDUCTIONS = {"sum": np.add.reduce, "max": np.maximum.reduce, "min": np.minimum.reduce}
+NEVER = float("inf")
+
+
+class Replay:
+    """A program bound to buffers of its own; not for two threads at once.
+
+    phases: lists of instructions, run one after the other by `run[k](*inputs of phase k)`; what a
+    later phase needs of an earlier one is kept in place until that one runs again.
+    inputs, outputs: one list per phase. borrow: outputs are buffers, overwritten by the next run.
+    """
+
+    def __init__(self, inputs, phases, outputs, *, borrow=False):
+        self.names, self.space = {}, {}
+        self.pool, self.raw = {}, {}  # free memory by size; memory in use by Var
+        self.owned, self.fixed = set(), set()  # Vars with a buffer; and views of these
+        self.phases, self.borrow = phases, borrow
+        self.flat = [i for phase in phases for i in phase]
+        self.last = self._last_uses(inputs, outputs)
+        for k, v in enumerate(x for phase in inputs for x in phase):
+            self.names[v] = f"a{k}"
+        at = 0
+        self.source = []
+        for k, phase in enumerate(phases):
+            self.lines, self.made = [], []
+            self.cached = {self.names[v]: self.names[v] for v in inputs[k]}  # views of an input
+            for i in phase:
+                self._emit(i, at)
+                at += 1
+            self._finish(k, inputs[k], outputs[k])
+            self.names |= self.renamed
+        exec(compile("\n".join(self.source), "<replay>", "exec"), self.space)
+        self.run = [self.space[f"phase{k}"] for k in range(len(phases))]
+
+    # Lifetimes.
+
+    def _last_uses(self, inputs, outputs):
+        """Root -> index of the last instruction that reads it; NEVER dead if a later phase does."""
+        last, at, phase_of = {}, 0, {}
+        for k, phase in enumerate(self.phases):
+            for i in phase:
+                for v in i.outputs:
+                    phase_of[v.root] = k
+                for x in i.inputs:
+                    if isinstance(x, Var):
+                        later = phase_of.get(x.root, k) != k
+                        last[x.root] = NEVER if later else max(at, last.get(x.root, at))
+                at += 1
+            for x in outputs[k]:
+                if isinstance(x, Var):
+                    last[x.root] = NEVER
+        for x in (x for phase in inputs for x in phase):
+            last[x.root] = NEVER
+        return last
+
+    # Buffers.
+
+    def _buffer(self, var):
+        value = var.value
+        raw = self.pool.get(value.nbytes)
+        raw = raw.pop() if raw else _aligned(value.nbytes)
+        array = np.ndarray(value.shape, value.dtype, raw, strides=value.strides)
+        self._own(var, array, raw)
+        return self.names[var]
+
+    def _own(self, var, array, raw):
+        name = self.names[var] = f"b{len(self.space)}"
+        self.space[name] = array
+        self.owned.add(var)
+        self.fixed.add(var)
+        self.raw[var] = raw
+
+    def _take_over(self, out, dying, inputs, at):
+        """Let an elementwise result live where an operand dies; says whether it does."""
+        for x in dying:
+            if not (isinstance(x, Var) and x in self.raw and self.last[x] == at):
+                continue
+            shared = any(isinstance(y, Var) and y is not x and y.root is x for y in inputs)
+            if _layout(x.value) == _layout(out.value) and not shared:
+                self._own(out, self.space[self.names[x]], self.raw.pop(x))
+                return True
+        return False
+
+    def _free_after(self, i, at):
+        for x in {x.root for x in i.inputs if isinstance(x, Var)} | set(i.outputs):
+            if x in self.raw and self.last.get(x, at) <= at:
+                raw = self.raw.pop(x)
+                self.pool.setdefault(raw.nbytes, []).append(raw)
+
+    # Instructions.
+
+    def _emit(self, i, at):
+        if isinstance(i, Group):
+            self._emit_group(i, at)
+        else:
+            self._emit_one(i, at)
+        self._free_after(i, at)
+
+    def _emit_group(self, group, at):
+        """A chain on buffers; an output may take one over that no later member reads."""
+        read_by = {
+            x: k for k, i in enumerate(group.members) for x in i.inputs if isinstance(x, Var)
+        }
+        made_by = {v: k for k, i in enumerate(group.members) for v in i.outputs}
+        for v in group.outputs:
+            dying = [x for x in group.inputs if isinstance(x, Var) and read_by[x] <= made_by[v]]
+            if not self._take_over(v, dying, group.inputs, at):
+                self._buffer(v)
+        self._line(group.chain(), map(self._name, [*group.inputs, *group.outputs]))
+
+    def _emit_one(self, i, at):
+        out, run = i.outputs[0], i.primitive.run
+        if out.base is not None and not i.primitive.many:
+            self._emit_view(i)
+        elif len(i.outputs) > 1 or not _can_own(out):
+            self._emit_call(i)
+        elif isinstance(ufunc := _UFUNCS.get(run, run), np.ufunc):
+            elementwise = ufunc is not np.matmul
+            if not (elementwise and self._take_over(out, i.inputs, i.inputs, at)):
+                self._buffer(out)
+            keyword = "out=" if ufunc in (np.maximum, np.minimum) else ""
+            self._line(ufunc, [*map(self._name, i.inputs), f"{keyword}{self.names[out]}"])
+        elif i.primitive.name in _REDUCTIONS:
+            options = [repr(i.static["axis"]), "None", self._buffer(out), str(i.static["keepdims"])]
+            self._line(_REDUCTIONS[i.primitive.name], [self._name(i.inputs[0]), *options])
+        elif i.primitive.name == "concatenate":
+            parts = ", ".join(map(self._name, i.inputs))
+            self._line(np.concatenate, [f"({parts},)", repr(i.static["axis"]), self._buffer(out)])
+        elif i.primitive.name == "astype":
+            name = self._name(i.inputs[0])
+            self._line(np.copyto, [self._buffer(out), name, "'unsafe'"])
+        else:
+            self._emit_call(i)
+
+    def _emit_view(self, i):
+        out = i.outputs[0]
+        name = self.names[out] = f"v{len(self.space)}"
+        arguments, static = [self._name(x) for x in i.inputs], self._static(i)
+        if out.base in self.fixed:
+            values = [self.space[self._name(x)] for x in i.inputs]
+            self.space[name] = i.primitive.run(*values, **i.static)
+            self.fixed.add(out)
+            return
+        line = f"{name} = {self._function(i.primitive.run)}({', '.join([*arguments, *static])})"
+        root = self.cached.get(self.names[out.base])
+        if root:
+            self.cached[name] = root
+            self.space.setdefault("_views", {}).setdefault((len(self.source), root), []).append(
+                line
+            )
+            self.space[name] = None
+        else:
+            self.made.append(name)
+            self.space[name] = None
+            self.lines.append(line)
+
+    def _emit_call(self, i):
+        arguments = [self._name(x) for x in i.inputs]
+        names = [f"t{len(self.space)}_{k}" for k in range(len(i.outputs))]
+        self.names.update(zip(i.outputs, names, strict=True))
+        self.made += names
+        self.space.update(dict.fromkeys(names))
+        call = f"{self._function(i.primitive.run)}({', '.join([*arguments, *self._static(i)])})"
+        self.lines.append(f"{', '.join(names)}{',' * i.primitive.many} = {call}")
+
+    def _line(self, function, arguments):
+        self.lines.append(f"{self._function(function)}({', '.join(arguments)})")
+
+    def _static(self, i):
+        return [f"{k}={self._constant(v)}" for k, v in i.static.items()]
+
+    def _name(self, x):
+        return self.names[x] if isinstance(x, Var) else self._constant(x)
+
+    def _constant(self, x):
+        if type(x) in (int, bool, type(None)):
+            return repr(x)
+        name = f"c{len(self.space)}"
+        self.space[name] = x
+        return name
+
+    def _function(self, f):
+        owner = (
+            f"{f.__self__.__name__}_" if isinstance(getattr(f, "__self__", None), np.ufunc) else ""
+        )
+        name = f"{owner}{getattr(f, '__name__', type(f).__name__.lower())}".replace("<lambda>", "f")
+        while self.space.setdefault(name, f) is not f:
+            name += "_"
+        return name
+
+    # Phases.
+
+    def _finish(self, k, inputs, outputs):
+        head = [f"def phase{k}({', '.join(self.names[v] for v in inputs)}):"]
+        if self.made and k + 1 < len(self.phases):
+            head.append(f"    global {', '.join(self.made)}")
+        for (phase, root), lines in self.space.get("_views", {}).items():
+            if phase == len(self.source):
+                names = [line.split(" = ")[0] for line in lines]
+                last = f"last_{root}"
+                self.space[last] = None
+                head += [f"    global {', '.join([last, *names])}", f"    if {root} is not {last}:"]
+                head += [f"        {line}" for line in [*lines, f"{last} = {root}"]]
+        head += self._keep_inputs(k, inputs)
+        results = ", ".join(self._result(x) for x in outputs)
+        body = [f"    {line}" for line in self.lines]
+        self.source.append("\n".join([*head, *body, f"    return [{results}]"]))
+
+    def _keep_inputs(self, k, inputs):
+        """Lines that keep this phase's inputs for later ones, which know them by another name."""
+        later = {
+            x
+            for phase in self.phases[k + 1 :]
+            for i in phase
+            for x in i.inputs
+            if isinstance(x, Var)
+        }
+        kept = {v: f"kept_{self.names[v]}" for v in inputs if v in later}
+        lines = [f"    global {name}; {name} = {self.names[v]}" for v, name in kept.items()]
+        self.renamed = kept
+        return lines
+
+    def _result(self, x):
+        name = self._name(x)
+        owned = isinstance(x, Var) and x.root in self.owned
+        return f"{name}.copy('K')" if owned and not self.borrow else name
+
+
+def _aligned(nbytes):
+    """Bytes that begin on a cache line."""
+    raw = np.empty(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes]
+
+
+def _layout(x):
+    return x.shape, x.dtype, x.strides
+
+
+def _can_own(var):
+    """Whether a value can live in a buffer: an array of one axis or more, dense in some order."""
+    x = var.value
+    kind = getattr(x, "kind", type(x))
+    if kind is not np.ndarray or x.ndim == 0 or var.base is not None or x.dtype.hasobject:
+        return False
+    step = x.itemsize
+    for stride, n in sorted((s, n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):
+        if stride != step:
+            return False
+        step *= n
+    return x.size > 0

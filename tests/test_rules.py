@@ -1,0 +1,689 @@
+"""Every row of the rule table: its bits, both of its modes, its second order, its array type.
+
+A function is tested by being registered: the first test below fails until it has a sample.
+"""
+
+import operator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import optree
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from strategies import (
+    LAYOUTS,
+    broadcasting,
+    dtypes,
+    laid_out_arrays,
+    lay_out,
+    layouts,
+    random_array,
+    shapes,
+)
+
+from revgrad import grad, hessian, jvp, vjp
+from revgrad.arrays import ArrayBox, functions
+from revgrad.errors import MissingRule
+from revgrad.tape import Box, Primitive, Pull
+from revgrad.testing import ForeignArray, check_duality, check_grads
+
+# Domains, from (-1, 1): wide enough to reach every branch of a rule, away from kinks.
+DOMAINS = {
+    "real": lambda u: 1.5 * u,
+    "unit": lambda u: 0.8 * u,
+    "positive": lambda u: 1.25 + u,
+    "away from 0": lambda u: np.where(u < 0, u - 0.3, u + 0.3),
+    "large": lambda u: 7 * u,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One way to call a function: on arrays of these shapes and domains, through `call`."""
+
+    key: Any
+    call: Any
+    shapes: tuple
+    domains: tuple
+    number: int
+    host: str  # what in the call is NumPy's by nature; "" if it runs on any arrays
+
+    def __str__(self):
+        name = f".{self.key}" if isinstance(self.key, str) else getattr(self.key, "__name__", "")
+        name = name or f"{self.key[0].__name__}.{self.key[1]}"
+        module = "operator." if self.key in vars(operator).values() else ""
+        return f"{module}{name}-{self.number}"
+
+    def f(self, *arrays):
+        return self.call(_callable(self.key), *arrays)
+
+    def arrays(self, dtype=np.float64, layout="C"):
+        rng = np.random.default_rng(self.number)
+        uniform = [rng.uniform(-1, 1, shape) for shape in self.shapes]
+        values = [DOMAINS[d](u) for d, u in zip(self.domains, uniform, strict=True)]
+        return tuple(lay_out(np.asarray(v, dtype), layout) for v in values)
+
+
+def _callable(key):
+    if isinstance(key, tuple):
+        return getattr(*key)
+    return (lambda x, *a, **k: getattr(x, key)(*a, **k)) if isinstance(key, str) else key
+
+
+ONE = ((), (3,), (2, 3), (0,), (2, 0, 3))
+TWO = (
+    ((), ()),
+    ((3,), (3,)),
+    ((2, 3), ()),
+    ((), (2, 3)),
+    ((2, 3), (3,)),
+    ((2, 1), (1, 3)),
+    ((2, 1, 3), (4, 1)),
+    ((0, 3), (1, 3)),
+)
+samples = []
+
+
+def add(keys, call, *shapes, domains="real", host=""):
+    """Sample each key on each combination of shapes: a tuple of shapes, one per argument."""
+    for key in keys:
+        for some in shapes:
+            number = sum(s.key is key or s.key == key for s in samples)
+            of_each = (domains,) * len(some) if isinstance(domains, str) else domains
+            samples.append(Sample(key, call, some, of_each, number, host))
+
+
+def direct(function, *args):
+    return function(*args)
+
+
+def unary(*keys, domain="real"):
+    add(keys, direct, *((s,) for s in ONE), domains=domain)
+
+
+def binary(*keys, domains="real"):
+    add(keys, direct, *TWO, domains=domains)
+
+
+unary(operator.neg, operator.pos, operator.abs, np.negative, np.positive, np.absolute, np.fabs)
+unary(np.exp, np.exp2, np.expm1, np.sin, np.cos, np.tan, np.arctan, np.sinh, np.cosh, np.tanh)
+unary(np.log, np.log2, np.log10, np.log1p, np.sqrt, domain="positive")
+unary(np.square)
+unary(np.reciprocal, domain="away from 0")
+unary(np.arcsin, np.arccos, domain="unit")
+
+binary(operator.add, np.add, operator.sub, np.subtract, operator.mul, np.multiply)
+binary(np.maximum, np.minimum, np.logaddexp)
+binary(operator.truediv, np.divide, np.arctan2, np.hypot, domains=("real", "away from 0"))
+binary(operator.pow, np.power, domains=("positive", "real"))
+binary(operator.mod, np.mod, domains=("large", "away from 0"))
+_powers = (operator.pow, np.power)
+for _n in (-1, 0, 1, 2, 3, 2.0, 0.5):
+    _domain = "positive" if _n == 0.5 else "away from 0"
+    add(_powers, lambda f, x, n=_n: f(x, n), ((),), ((2, 3),), domains=_domain)
+add(_powers, lambda f, y: f(2, y), ((),), ((3,),))
+_exponents = np.array([0.0, 1.0, 2.0])
+add(_powers, lambda f, x: f(x, _exponents), ((2, 3),), domains="away from 0", host="the exponents")
+add([np.maximum, np.minimum], lambda f, x: f(x, 0.0), ((3,),), ((),))
+add([np.multiply, np.divide], lambda f, x: f(x, [1.0, 2.0, 3.0]), ((2, 3),), host="the list")
+
+add([np.where], lambda f, c, x, y: f(c > 0, x, y), ((3,), (3,), (3,)), ((3,), (2, 3), ()))
+add([np.where], lambda f, c, x, y: f(c > 0, x, y), ((3,), (2, 1), (1, 3)), ((), (), ()))
+add([np.where], lambda f, x: f(x > 0, x, 0.0), ((2, 3),), ((),))
+add([np.where], lambda f, x: f(x > 0, 2.0, x), ((2, 3),), ((),), ((0,),))
+add([np.clip], lambda f, x: f(x, -0.5, 0.5), *((s,) for s in ONE))
+add([np.clip], lambda f, x: f(x, min=-0.5), ((2, 3),))
+add([np.clip], lambda f, x: f(x, None, 0.5), ((2, 3),))
+add([np.clip], direct, ((2, 3), (3,), (2, 1)), domains=("real", "unit", "positive"))
+
+for _axes, _shapes in (
+    ({}, [(s,) for s in ((), (3,), (2, 3), (2, 4, 3))]),
+    ({"axis": 0}, [((3,),), ((2, 3),)]),
+    ({"axis": -1, "keepdims": True}, [((2, 3),), ((2, 1),), ((0, 3),)]),
+    ({"axis": (0, -1)}, [((2, 4, 3),)]),
+    ({"axis": None, "keepdims": True}, [((2, 3),)]),
+    ({"axis": ()}, [((2, 3),)]),
+):
+    _reductions = [np.sum, np.mean, np.max, np.min, np.amax, np.amin]
+    _reductions += [(np.add, "reduce"), (np.maximum, "reduce"), (np.minimum, "reduce")]
+    add(_reductions, lambda f, x, k=_axes: f(x, **k), *_shapes)
+    add([np.var], lambda f, x, k=_axes: f(x, **k), *_shapes)
+add([np.sum, (np.add, "reduce")], lambda f, x: f(x, axis=0), ((0, 3),), ((0,),))
+add([np.var, np.std], lambda f, x: f(x, axis=-1, ddof=1), ((2, 3),), ((4,),))
+add([np.std], lambda f, x: f(x), ((3,),), ((2, 3),))
+add([np.std], lambda f, x: f(x, axis=0, keepdims=True), ((3, 2),))
+
+_products = [operator.matmul, np.matmul]
+add(_products, direct, ((2, 3), (3, 4)), ((3,), (3,)), ((3,), (3, 4)), ((2, 3), (3,)))
+add(_products, direct, ((5, 2, 3), (5, 3, 4)), ((2, 3), (5, 3, 4)), ((5, 1, 2, 3), (4, 3, 2)))
+add(_products, direct, ((3,), (5, 3, 4)), ((5, 2, 3), (3,)), ((0, 3), (3, 2)), ((2, 0), (0, 3)))
+add([np.dot], direct, ((2, 3), (3, 4)), ((3,), (3,)), ((3,), (3, 4)), ((5, 2, 3), (3,)))
+add([np.dot], direct, ((5, 2, 3), (3, 4)), ((), ()), ((), (2, 3)), ((2, 3), ()), ((0,), (0,)))
+add([np.vdot], direct, ((3,), (3,)), ((2, 3), (3, 2)))
+add([np.outer], direct, ((3,), (2,)), ((2, 2), (3,)), ((0,), (2,)), ((), (2,)))
+
+add([np.reshape], lambda f, x: f(x, (3, -1)), ((2, 3),), ((6,),), ((3, 0),))
+add([np.reshape], lambda f, x: f(x, -1), ((2, 3),), ((),))
+unary(np.ravel, np.squeeze, np.transpose, np.permute_dims, np.atleast_1d, np.copy)
+add([np.ravel], lambda f, x: f(x, "C"), ((2, 3),))
+add([np.squeeze], lambda f, x: f(x, axis=1), ((2, 1, 3, 1),))
+add([np.squeeze], direct, ((1, 2, 1),), ((1, 1),))
+add([np.expand_dims], lambda f, x: f(x, 0), ((),), ((2, 3),))
+add([np.expand_dims], lambda f, x: f(x, (0, -1)), ((2, 3),))
+add([np.transpose, np.permute_dims], lambda f, x: f(x, (2, 0, 1)), ((2, 4, 3),))
+add([np.transpose], lambda f, x: f(x, np.array([-1, 0, 1])), ((2, 4, 3),))
+add([np.matrix_transpose], direct, ((2, 3),), ((2, 4, 3),), ((0, 3),))
+add([np.swapaxes], lambda f, x: f(x, 0, -1), ((2, 4, 3),), ((2, 3),))
+add([np.moveaxis], lambda f, x: f(x, 0, -1), ((2, 4, 3),), ((3,),))
+add([np.moveaxis], lambda f, x: f(x, (0, 1), (-1, 0)), ((2, 4, 3),))
+add([np.moveaxis], lambda f, x: f(x, source=-1, destination=0), ((2, 4, 3),))
+add([np.atleast_1d], direct, ((), (2, 3)))
+add([np.broadcast_to], lambda f, x: f(x, (2, 3)), ((),), ((3,),), ((2, 1),), ((2, 3),))
+add([np.broadcast_to], lambda f, x: f(x, 3), ((1,),))
+add([np.flip], lambda f, x: f(x), ((),), ((3,),), ((2, 3),), ((0,),))
+add([np.flip], lambda f, x: f(x, axis=(0, 2)), ((2, 4, 3),))
+add([np.copy], lambda f, x: f(x, "F"), ((2, 3),))
+add(["copy"], lambda f, x: f(x), *((s,) for s in ONE))
+add(["copy"], lambda f, x: f(x, "F"), ((2, 3),))
+add(["astype"], lambda f, x: f(x, np.float64), ((2, 3),), ((),), ((0,),))
+add(["astype"], lambda f, x: f(x, np.float32, copy=False), ((2, 3),))
+add([np.concatenate], lambda f, x, y: f([x, y]), ((2,), (3,)), ((2, 3), (1, 3)), ((0,), (2,)))
+add([np.concatenate], lambda f, x, y: f((x, y), axis=-1), ((2, 3), (2, 1)))
+add([np.concatenate], lambda f, x, y: f((x, y), axis=None), ((2, 3), (2,)))
+_rest = [np.ones(2), [3.0]]
+add([np.concatenate], lambda f, x: f([x, *_rest, x]), ((2,),), host="the rest")
+add([np.stack], lambda f, x, y: f([x, y]), ((3,), (3,)), ((), ()))
+add([np.stack], lambda f, x, y: f([x, y], axis=-1), ((2, 3), (2, 3)))
+add([np.stack], lambda f, x: f([x, 2.0]), ((),), host="the number")
+add([np.hstack, np.vstack], lambda f, x, y: f([x, y]), ((2, 3), (2, 3)), ((3,), (3,)), ((), ()))
+add([np.split], lambda f, x: f(x, 2), ((4,),), ((4, 3),))
+add([np.split], lambda f, x: f(x, [1, 3, 3, 7], axis=-1), ((2, 4),))
+
+_i = np.array([[0, 2], [2, 2]])
+for _index in (
+    1,
+    -1,
+    slice(None, None, -2),
+    slice(3, 3),
+    ...,
+    None,
+    [0, 2, 2],
+    [],
+    _i,
+    np.int64(1),
+):
+    add([operator.getitem], lambda f, x, i=_index: f(x, i), ((3,),), ((3, 2),))
+for _index in (
+    (1, 2), (slice(None), 0), (..., None, 1), (slice(None), [0, 0]), ([0, 1], [2, 2]), (_i % 2, _i),
+    (0, _i), (slice(1), None, _i), (np.array([True, False]),), np.array([[1, 0, 1], [0, 0, 1]]) > 0,
+    (np.array([0, 1]), slice(None, None, -1)), (True, 0), (np.zeros((0,), int), 1),
+):  # fmt: skip
+    add([operator.getitem], lambda f, x, i=_index: f(x, i), ((2, 3),))
+add([operator.getitem], lambda f, x: f(x, ()), ((),), ((2, 3),))
+for _index in (1, [0, 2, 2], (0, 1), _i, [], np.int64(-1)):
+    add([np.take], lambda f, x, i=_index: f(x, i), ((3,),), ((2, 3),))
+    add([np.take], lambda f, x, i=_index: f(x, i, axis=-1), ((2, 3),))
+add([np.take], lambda f, x: f(x, [1, 1], axis=0), ((2, 3),))
+
+# Functions whose answers have no derivative, each on arguments of its own.
+_pairs = [lambda f, x, y: f(x, y)]
+CONSTANT = {
+    **dict.fromkeys(
+        (
+            *(operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne),
+            *(np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal),
+            *(np.logical_and, np.logical_or, np.logical_xor, np.isclose, np.allclose),
+            *(np.array_equal, operator.floordiv, np.floor_divide),
+        ),
+        lambda f, x, y: f(x, y),
+    ),
+    **dict.fromkeys(
+        (
+            *(np.logical_not, np.sign, np.floor, np.ceil, np.rint, np.trunc, np.round, np.around),
+            *(np.signbit, np.isnan, np.isinf, np.isfinite, np.argmax, np.argmin, np.any, np.all),
+            *(np.count_nonzero, np.zeros_like, np.ones_like, np.argsort, np.nonzero),
+        ),
+        lambda f, x, y: f(x),
+    ),
+    np.empty_like: lambda f, x, y: f(x).shape,
+    np.searchsorted: lambda f, x, y: f(x, y),
+}
+FACTS = (np.shape, np.ndim, np.size, np.result_type, np.iscomplexobj, np.isrealobj)
+
+
+def _is_constant(handler):
+    return isinstance(handler, Primitive) and handler.constant
+
+
+def _same(got, expected):
+    """Equal in type, dtype, shape, order in memory and bits."""
+    got, expected = optree.tree_flatten(got), optree.tree_flatten(expected)
+    assert got[1] == expected[1]
+    for x, y in zip(got[0], expected[0], strict=True):
+        assert type(x) is type(y)
+        x, y = np.asarray(x), np.asarray(y)
+        assert (x.dtype, x.shape) == (y.dtype, y.shape)
+        assert _steps(x) == _steps(y)
+        assert x.tobytes() == y.tobytes()
+    return True
+
+
+def _steps(x):
+    """Strides that lead somewhere."""
+    return [s for s, n in zip(x.strides, x.shape, strict=True) if n > 1 and x.size]
+
+
+def _ones(args):
+    return optree.tree_map(np.ones_like, args)
+
+
+def pulled(f, args):
+    return vjp(f, *args)[0]
+
+
+def pushed(f, args):
+    return jvp(f, args, _ones(args))[0]
+
+
+def nested(f, args):
+    """The primal below three traces."""
+    return vjp(lambda *x: jvp(lambda *y: vjp(f, *y)[0], x, _ones(args))[0], *args)[0]
+
+
+over_samples = pytest.mark.parametrize("sample", samples, ids=str)
+in_both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+def test_every_registered_function_has_a_sample():
+    sampled = {s.key for s in samples} | CONSTANT.keys() | set(FACTS)
+    internal = {key for key in functions if isinstance(key, str)}
+    assert functions.keys() - sampled <= internal
+    assert sampled <= functions.keys()
+    assert all(_is_constant(functions[key]) for key in CONSTANT)
+    assert not any(_is_constant(functions[s.key]) for s in samples)
+
+
+def test_every_registered_primitive_is_met_by_a_sample():
+    class Spy(Pull):
+        def apply(self, primitive, args, static):
+            met.add(primitive)
+            return super().apply(primitive, args, static)
+
+    met = set()
+    for sample in samples:
+        with Spy(ArrayBox) as trace:
+            sample.f(*map(trace.input, sample.arrays()))
+    primitives = {p for p in functions.values() if isinstance(p, Primitive) and not p.constant}
+    assert primitives <= met
+
+
+@over_samples
+@in_both_dtypes
+def test_tracing_changes_no_bit(sample, dtype):
+    for layout in LAYOUTS:
+        args = sample.arrays(dtype, layout)
+        expected = sample.f(*args)
+        for trace in (pulled, pushed, nested):
+            assert _same(trace(sample.f, args), expected)
+
+
+@pytest.mark.parametrize("sample", [s for s in samples if set(s.shapes) == {()}], ids=str)
+def test_tracing_changes_no_bit_of_numbers(sample):
+    if sample.key in ("astype", "copy", operator.getitem):
+        pytest.skip("Python floats have no methods and no index")
+    for kind in (float, np.float64, np.float32):
+        args = tuple(kind(x) for x in sample.arrays())
+        for trace in (pulled, pushed, nested):
+            assert _same(trace(sample.f, args), sample.f(*args))
+
+
+@over_samples
+def test_tracing_changes_no_bit_of_a_derivative(sample):
+    """Training sees gradients traced on the way back that it saw plain on the way forward."""
+    for layout in LAYOUTS:
+        args = sample.arrays(np.float32, layout)
+        cts = _ones(sample.f(*args))
+        for derivative in (
+            lambda *x, cts=cts: vjp(sample.f, *x)[1](cts),
+            lambda *x, ts=args: jvp(sample.f, x, ts)[1],
+        ):
+            for trace in (pulled, pushed):
+                assert _same(trace(derivative, args), derivative(*args))
+
+
+@over_samples
+@in_both_dtypes
+def test_rules_are_dual(sample, dtype):
+    for layout in LAYOUTS:
+        check_duality(sample.f, sample.arrays(dtype, layout))
+
+
+@over_samples
+def test_derivatives_agree_with_quotients_to_second_order(sample):
+    if sample.key == "astype":
+        pytest.skip("a quotient of rounded numbers is noise; the duality is tested")
+    check_grads(sample.f, sample.arrays(np.float64))
+    check_grads(sample.f, sample.arrays(np.float32), order=1)
+
+
+@pytest.mark.parametrize("sample", [s for s in samples if len(s.shapes) > 1], ids=str)
+def test_each_argument_gets_its_own_dtype_back(sample):
+    args = sample.arrays()
+    for k in range(len(args)):
+        mixed = [x.astype(np.float32) if i == k else x for i, x in enumerate(args)]
+        check_duality(sample.f, tuple(mixed), tolerance=1e-5)
+
+
+@over_samples
+def test_an_argument_that_is_not_traced_stays_plain(sample):
+    args = sample.arrays()
+    for k in range(len(args)):
+        check_duality(lambda x, k=k: sample.f(*args[:k], x, *args[k + 1 :]), (args[k],))
+
+
+def _is_foreign(tree):
+    return all(isinstance(x, ForeignArray) for x in optree.tree_leaves(tree))
+
+
+@over_samples
+def test_foreign_arrays_are_never_converted(sample):
+    if sample.host:
+        pytest.skip(f"{sample.host} NumPy's by nature")
+    args = tuple(map(ForeignArray, sample.arrays()))
+    ts = tuple(ForeignArray(random_array(x.shape, seed=99 - k)) for k, x in enumerate(args))
+    expected = sample.f(*args)
+    out, tangent = jvp(sample.f, args, ts)
+    again, pullback = vjp(sample.f, *args)
+    assert all(map(_is_foreign, (expected, out, again, tangent, pullback(tangent))))
+    check_duality(sample.f, args)
+    check_duality(lambda *x: jvp(sample.f, x, ts)[1], args)
+    check_duality(lambda *x: vjp(sample.f, *x)[1](tangent), args)
+
+
+def test_derivatives_of_foreign_arrays_and_numbers_are_foreign():
+    """A Python float has no array type of its own to make its tangent of."""
+    a = ForeignArray(random_array((3,)))
+    for f in (lambda s, x: s + x, lambda s, x: x - s, lambda s, x: np.where(x > 0, s, x)):
+        out, tangent = jvp(f, (2.0, a), (1.0, None))
+        assert isinstance(out, ForeignArray) and isinstance(tangent, ForeignArray)
+        assert _is_foreign(vjp(f, 2.0, a)[1](out)[1])
+    for ct in (1, 1.0, np.float64(1)):
+        (g,) = vjp(lambda x: np.sum(x), a)[1](ct)
+        assert isinstance(g, ForeignArray) and g.home.tolist() == [1, 1, 1]
+    assert _is_foreign(grad(lambda x: np.sum(x * x) * 2.0)(a))
+    assert _is_foreign(hessian(lambda x: np.sum(x * x * x) * 2.0)(a))
+
+
+@pytest.mark.parametrize("key", CONSTANT, ids=str)
+def test_constant_functions_give_plain_answers_at_every_level(key):
+    call, args = (
+        partial(CONSTANT[key], key),
+        (np.array([-1.5, 0.5, 2.0]), np.array([0.5, 0.5, 1.0])),
+    )
+
+    def f(x, y):
+        answer = call(x, y)
+        assert not any(isinstance(leaf, Box) for leaf in optree.tree_leaves(answer))
+        return answer
+
+    for trace in (pulled, pushed, nested):
+        assert _same(trace(f, args), call(*args))
+
+
+def test_where_of_a_condition_alone_is_nonzero():
+    x = np.array([0.0, 2.0, 3.0])
+    for trace in (pulled, pushed, nested):
+        assert _same(trace(lambda x: np.where(x), (x,)), (np.array([1, 2]),))
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_facts_about_a_traced_array_are_those_of_its_value(fact):
+    x = np.ones((2, 3), np.float32)
+    assert vjp(lambda x: x * 0 + (fact(x) == fact(x)), x)
+    seen = []
+    grad(lambda x: seen.append(fact(x)) or np.sum(x))(x)
+    assert seen == [fact(x)]
+
+
+# What inputs cannot be tabled: hypothesis chooses shapes, axes and indices.
+
+_binary = [operator.add, operator.sub, operator.mul, np.maximum, np.logaddexp, np.arctan2]
+
+
+@given(broadcasting(), st.sampled_from(_binary), dtypes)
+@example([np.ones((1, 1)), np.ones((0, 1))], operator.mul, np.float64)
+def test_broadcasting_is_transposed(arrays, function, dtype):
+    args = tuple(x.astype(dtype, order="K", copy=False) for x in arrays)
+    assert _same(pulled(function, args), function(*args))
+    check_duality(function, args)
+
+
+@given(broadcasting(count=3))
+def test_broadcasting_of_three_is_transposed(arrays):
+    mask, x, y = arrays[0] > 0, *arrays[1:]
+    check_duality(lambda x, y: np.where(mask, x, y), (x, y))
+    check_duality(lambda x, y: np.clip(x, y - 1, mask * 0.5 + y), (x, y))
+
+
+_any_index = shapes.flatmap(
+    lambda shape: st.tuples(
+        st.just(shape),
+        hnp.basic_indices(shape, allow_newaxis=True, max_dims=5)
+        | (hnp.integer_array_indices(shape) if shape and 0 not in shape else st.just(()))
+        | hnp.arrays(bool, shape),
+    )
+)
+
+
+@given(_any_index, dtypes, st.sampled_from(LAYOUTS))
+def test_any_index_is_transposed(drawn, dtype, layout):
+    shape, index = drawn
+    x = lay_out(random_array(shape, dtype), layout)
+    take = lambda x: x[index]
+    assert _same(pulled(take, (x,)), x[index])
+    check_duality(take, (x,))
+    check_duality(lambda ct: vjp(take, x)[1](ct), (np.ones_like(x[index]),))
+
+
+_any_axes = shapes.flatmap(
+    lambda shape: st.tuples(
+        st.just(shape),
+        st.none()
+        | st.sets(st.sampled_from(range(-len(shape), len(shape)))).map(
+            lambda axes: tuple({a % len(shape): a for a in axes}.values())
+        )
+        if shape
+        else st.none(),
+    )
+)
+
+
+@given(_any_axes, st.booleans(), st.sampled_from([np.sum, np.max, np.mean, np.var]), dtypes)
+def test_any_axes_are_reduced(drawn, keepdims, function, dtype):
+    (shape, axis), reduce = drawn, None
+    x = random_array(shape, dtype)
+    if x.size == 0:
+        function = np.sum
+    reduce = partial(function, axis=axis, keepdims=keepdims)
+    assert _same(pulled(reduce, (x,)), reduce(x))
+    check_duality(reduce, (x,))
+
+
+_matmul = hnp.mutually_broadcastable_shapes(
+    signature=np.matmul.signature, max_dims=2, min_side=0, max_side=3
+).map(lambda s: s.input_shapes)
+
+
+@given(_matmul, st.sampled_from(LAYOUTS), dtypes)
+def test_any_product_is_transposed(drawn, layout, dtype):
+    args = tuple(lay_out(random_array(s, dtype, k), layout) for k, s in enumerate(drawn))
+    for product in (operator.matmul, np.matmul):
+        assert _same(pulled(product, args), product(*args))
+        check_duality(product, args)
+
+
+@given(laid_out_arrays(), st.randoms(use_true_random=False))
+def test_any_permutation_is_transposed(x, random):
+    axes = list(range(x.ndim))
+    random.shuffle(axes)
+    permute = lambda x: np.transpose(x, axes)
+    assert _same(pulled(permute, (x,)), permute(x))
+    check_duality(permute, (x,))
+    check_duality(lambda x: np.moveaxis(x, axes, range(x.ndim)), (x,))
+
+
+_special = st.sampled_from([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 5e-324])
+
+
+@given(hnp.arrays(np.float64, 4, elements=_special), _special, _special)
+def test_special_values_keep_their_bits(x, low, high):
+    for f in (
+        lambda x: np.clip(x, low, high),
+        lambda x: np.maximum(x, low),
+        np.absolute,
+        np.max,
+        np.sum,
+        lambda x: x[::-1].copy(),
+        lambda x: np.where(x == 0, x, low),
+    ):
+        with np.errstate(all="ignore"):
+            assert _same(pulled(f, (x,)), f(x))
+
+
+def test_the_order_in_memory_is_that_of_numpy():
+    """exp of a reversed array has other bits than that of its copy, and so has a later sum."""
+    x = random_array((1003,), np.float32)
+    for f in (
+        lambda x: np.expm1(x[::-1].copy()),
+        lambda x: np.expm1(np.copy(x[::-1])),
+        lambda x: np.expm1(np.ravel(x[::-1])),
+        lambda x: np.expm1(+x[::-1]),
+        lambda x: np.expm1(x[::-1].astype(np.float32)),
+        lambda x: np.sum(np.take(np.reshape(x, (17, 59)), [3, 1, 4], axis=1) * 1.5),
+    ):
+        assert _same(pulled(f, (x,)), f(x))
+
+
+@given(st.lists(layouts, min_size=4, max_size=4))
+@example(["F", "C", "F", "F"])
+def test_sums_of_cotangents_have_one_order_in_memory(drawn):
+    """Adding in place and adding boxes must not lie differently: a later sum would see it."""
+    x, *weights = (lay_out(random_array((5, 3), seed=k), layout) for k, layout in enumerate(drawn))
+
+    def f(x):
+        return sum([np.sum(np.sin(x) * w) for w in weights])
+
+    assert _same(pulled(grad(f), (x,)), grad(f)(x))
+    assert _same(pushed(grad(f), (x,)), grad(f)(x))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x, y: np.sum(x) ** 2 + np.sum(y) ** 3,
+        lambda x, y: np.sum((x + y) ** 2),
+        lambda x, y: np.sum((x.T + y.T) ** 2),
+        lambda x, y: np.sum(np.concatenate([x, y]) ** 2),
+        lambda x, y: np.sum(np.mean(x * y, axis=0) ** 2),
+    ],
+)
+def test_copies_of_derivatives_have_one_order_in_memory(f, layout):
+    args = tuple(lay_out(random_array((5, 3), seed=k), layout) for k in range(2))
+    g = grad(f, argnums=(0, 1))
+    for trace in (pulled, pushed, nested):
+        assert _same(trace(g, args), g(*args))
+
+
+# Where derivatives are a matter of convention.
+
+
+def test_ties_share_a_maximum_equally():
+    x = np.array([2.0, 1.0, 2.0, 2.0])
+    assert grad(np.max)(x).tolist() == [1 / 3, 0, 1 / 3, 1 / 3]
+    assert jvp(np.max, (x,), (np.array([3.0, 9.0, 6.0, 0.0]),))[1] == 3
+    assert grad(np.maximum, argnums=(0, 1))(2.0, 2.0) == (0.5, 0.5)
+    assert grad(lambda x: np.clip(x, 0.0, 1.0))(0.0) == 0.5
+
+
+def test_where_keeps_the_side_not_taken_from_becoming_nan():
+    with np.errstate(all="ignore"):
+        g = grad(lambda x: np.sum(np.where(x > 0, np.sqrt(x), 0.0)))(np.array([4.0, 1.0]))
+        assert g.tolist() == [0.25, 0.5]
+        x = np.array([4.0, -1.0])
+        assert grad(lambda x: np.sum(np.sqrt(np.where(x > 0, x, 0.0))))(x).tolist() == [0.25, 0]
+        assert jvp(lambda x: np.where(x > 0, np.sqrt(x), 0.0), (x,), (x,))[1].tolist() == [1, 0]
+        root = lambda x: np.where(x > 0, np.sqrt(np.where(x > 0, x, 1.0)), 0.0)
+        assert grad(root)(0.0) == 0 and grad(grad(root))(0.0) == 0
+
+
+def test_powers_at_zero():
+    exponents = np.array([0.0, 1.0, 2.0])
+    for power in (operator.pow, np.power):
+        assert [grad(power)(0.0, n) for n in (0, 1, 2, 3)] == [0, 1, 0, 0]
+        assert [grad(grad(power))(0.0, n) for n in (0, 1, 2, 3)] == [0, 0, 2, 0]
+        assert grad(power, argnums=1)(0.0, 2.0) == 0
+        assert grad(power, argnums=1)(-2.0, 2.0) == 0
+        assert vjp(partial(power, np.zeros(3)), exponents)[1](np.ones(3))[0].tolist() == [0, 0, 0]
+        assert vjp(power, np.zeros(3), exponents)[1](np.ones(3))[0].tolist() == [0, 1, 0]
+
+
+def test_mod_has_the_quotient_that_mod_used():
+    assert 1.0 / 0.1 == 10 and 1.0 // 0.1 == 9
+    assert grad(operator.mod, argnums=1)(1.0, 0.1) == -9
+
+
+def test_repeated_indices_add_up():
+    g = grad(lambda x: np.sum(x[[0, 0, 2, 0]] * np.array([1.0, 10.0, 100.0, 1000.0])))
+    assert g(np.zeros(3)).tolist() == [1011, 0, 100]
+
+
+def test_a_nan_stays_where_it_is():
+    x = np.array([1.0, np.nan, 2.0])
+    assert np.isnan(grad(lambda x: np.sum(x * x))(x)).tolist() == [False, True, False]
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("f", "words"),
+    [
+        (lambda x: np.linalg.norm(x), "norm .*revgrad.extend"),
+        (lambda x: np.cumsum(x), "cumsum .*revgrad.extend"),
+        (lambda x: np.multiply.reduce(x), "multiply.reduce .*revgrad.extend"),
+        (lambda x: np.dot(x, np.ones((2, 3, 4))), "np.matmul"),
+    ],
+)
+def test_a_missing_rule_names_the_function(f, words):
+    with pytest.raises(MissingRule, match=words):
+        vjp(f, np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("f", "words"),
+    [
+        (lambda x: np.reshape(x, 3, order="F"), "order='F'.*transpose"),
+        (lambda x: np.sum(x, where=x > 0), "sum .*where=.*np.where"),
+        (lambda x: np.sum(x, initial=x[0]), "sum .*initial="),
+        (lambda x: np.mean(x, dtype=np.float32), "mean .*dtype="),
+        (lambda x: np.exp(x, where=x > 0), "exp .*where="),
+        (lambda x: np.argmax(a=x), "argmax .*by position"),
+        (lambda x: x[x], "index"),
+        (lambda x: np.take(x, x), "np.take"),
+        (lambda x: np.concatenate([x, [x[0]]]), "np.stack"),
+        (lambda x: np.add(x, [x[0], 1.0, 2.0]), "np.stack"),
+    ],
+)
+def test_arguments_that_a_rule_does_not_know_are_named(f, words):
+    with pytest.raises(TypeError, match=words):
+        vjp(f, np.ones(3))
+
+
+def test_a_hessian_of_a_sum_of_products_is_exact():
+    a = np.arange(9.0).reshape(3, 3)
+    assert hessian(lambda x: x @ a @ x)(np.ones(3)).tolist() == (a + a.T).tolist()
