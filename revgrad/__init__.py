@@ -3,6 +3,8 @@
 from importlib.metadata import version as _version
 
 from revgrad.adjoints import Reversible, Stored, Unrolled
+from revgrad.compiled import compile, show
+from revgrad.custom import checkpoint, custom_rule
 from revgrad.data import minibatches
 from revgrad.errors import (
     BufferEmpty,
@@ -16,6 +18,7 @@ from revgrad.errors import (
     StopRun,
 )
 from revgrad.hyper import per_step
+from revgrad.linear_map import linearize
 from revgrad.optimizers import SGD, Adam, HeavyBall, Momentum
 from revgrad.outer import minimize
 from revgrad.program import FixedPoint
@@ -56,15 +59,20 @@ __all__ = [
     "StopRun",
     "Stored",
     "Unrolled",
+    "checkpoint",
+    "compile",
+    "custom_rule",
     "grad",
     "hessian",
     "hvp",
     "jacfwd",
     "jacrev",
     "jvp",
+    "linearize",
     "minibatches",
     "minimize",
     "per_step",
+    "show",
     "stop_gradient",
     "train",
     "value_and_grad",

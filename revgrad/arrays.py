@@ -116,12 +116,15 @@ class ArrayBox(Box):
         return f"<traced {self.dtype}{list(self.shape)} = {plain(self)!r}>"
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
+        handler = functions.get(ufunc)
+        if method == "__call__" and out is None and handler is not None and not kwargs:
+            return handler(*(inputs if len(inputs) == 1 else map(_as_operand, inputs)))
         if out is not None:
             raise TypeError(
                 f"{ufunc.__name__}(..., out=...) or an in-place operator met a traced array; write "
                 "x = x + y instead of x += y, and drop out=."
             )
-        inputs = [np.asarray(x) if isinstance(x, (list, tuple)) else x for x in inputs]
+        inputs = [*map(_as_operand, inputs)]
         if method == "at":
             raise TypeError(
                 f"np.{ufunc.__name__}.at changes an array in place; add to it with np.where, or "
@@ -231,6 +234,10 @@ class ArrayBox(Box):
     def copy(self, order="C"):
         """As `ndarray.copy`: later sums see the order of entries in memory."""
         return functions["copy"](self, order=order)
+
+
+def _as_operand(x):
+    return np.asarray(x) if isinstance(x, (list, tuple)) else x
 
 
 def plain(x):

@@ -18,11 +18,12 @@ from types import CodeType, FunctionType, ModuleType
 import numpy as np
 import optree
 
+from revgrad.errors import MissingRule
 from revgrad.fuse import fuse
 from revgrad.record import Program, Record, Var, forget, in_layout, live, record, simplify
 from revgrad.replay import Replay
 from revgrad.tape import Box, Primitive, Pull
-from revgrad.transforms import vjp, zeros_like
+from revgrad.transforms import grad, jvp, vjp, zeros_like
 
 SAMPLE = 4096  # entries of a large captured array that are looked at for changes
 WHOLE = 2**16  # bytes up to which all are
@@ -126,6 +127,7 @@ class TwoPhase:
             second = [trace.input(x) for x in make_second([_bare(x) for x in outputs])]
             results = then(*second)
             pairs = [trace.unwrap(x) for x in [*outputs, *results]]
+        self.symmetric = all(i.primitive.true_derivative for i in trace.instructions)
         out = [x if v is None else v for x, v in pairs]
         inputs = [b.node for b in boxes], [b.node for b in second]
         whole = simplify(Program([*inputs[0], *inputs[1]], trace.instructions, out))
@@ -211,6 +213,45 @@ class _FillZeros:
 def ones_like(x):
     """Ones of x's shape and dtype; a Python float stays one."""
     return np.ones_like(x) if hasattr(x, "dtype") else 1.0
+
+
+def gradient_with_products(loss, params, hyper, *rest, borrow=False):
+    """The two-phase program of a loss(params, hyper, *rest): its gradient, then products with it.
+
+    Phase 1 takes the leaves of params, hyper and rest and gives the gradient's leaves. Phase 2 takes a direction v, leaves like params, and gives the leaves of (d2L/dparams2)
+    v and of (d2L/dhyper dparams) v: the tangent of the joint gradient in direction (v, 0), which by
+    symmetry is the cotangent of the gradient's pull-back. Where a rule in the loss is no true
+    derivative, or has no forward mode, it is that pull-back itself, reverse over reverse.
+    """
+    leaves, tree = optree.tree_flatten((params, hyper, rest))
+    count = optree.tree_structure(params).num_leaves
+    total = count + optree.tree_structure(hyper).num_leaves
+
+    def gradient(*boxes):
+        params, hyper, rest = optree.tree_unflatten(tree, boxes)
+        return optree.tree_leaves(grad(loss, (0, 1))(params, hyper, *rest))
+
+    def forward(*boxes):
+        def then(*v):
+            return jvp(lambda *p: gradient(*p, *boxes[count:]), boxes[:count], v)[1]
+
+        return gradient(*boxes)[:count], then
+
+    def backward(*boxes):
+        def params_gradient(*some):
+            return gradient(*some, *boxes[total:])[:count]
+
+        _, pullback = vjp(params_gradient, *boxes[:total])
+        return gradient(*boxes)[:count], lambda *v: pullback(list(v))
+
+    directions = lambda outs: [ones_like(x) for x in outs]
+    try:
+        phases = TwoPhase(forward, leaves, directions, borrow=borrow)
+    except MissingRule:
+        return TwoPhase(backward, leaves, directions, borrow=borrow)
+    if phases.symmetric:
+        return phases
+    return TwoPhase(backward, leaves, directions, borrow=borrow)
 
 
 # What a call looks like.

@@ -22,7 +22,7 @@ import itertools
 import operator
 from functools import partial
 
-from revgrad.errors import LeakedBox, MissingRule
+from revgrad.errors import ClosureError, LeakedBox, MissingRule
 
 _clock = itertools.count()  # one count for traces and nodes: age orders both
 
@@ -63,14 +63,26 @@ class Node:
     """One call of a primitive on the way forward, or (primitive None) an input.
 
     `parents`: (argument position, node, which of the node's outputs).
-    `pullback`: cotangent(s) of the output(s) -> cotangents of the parents, in order.
+    `out`, `args`, `static`: of the call.
+    `pullback`: of a staged primitive, which made its own.
     `many`: how many outputs a primitive with a tuple answer gave; 0 for a single value.
     """
 
-    __slots__ = ("age", "many", "parents", "pullback")
+    __slots__ = ("age", "args", "many", "out", "parents", "primitive", "pullback", "static")
 
-    def __init__(self, parents=(), pullback=None, many=0):
-        self.age, self.parents, self.pullback, self.many = next(_clock), parents, pullback, many
+    def __init__(self, primitive=None, parents=(), out=None, args=(), static=None, pullback=None):
+        self.age, self.primitive, self.parents = next(_clock), primitive, parents
+        self.out, self.args, self.static, self.pullback = out, args, static, pullback
+        self.many = len(out) if primitive is not None and primitive.many else 0
+
+    def pull(self, ct):
+        """Cotangent(s) of the output(s) -> cotangents of the parents, in order."""
+        if self.pullback is not None:
+            return self.pullback(ct)
+        wanted = [i for i, _, _ in self.parents]
+        return self.primitive.pull(
+            ct, wanted=wanted, out=self.out, args=self.args, static=self.static
+        )
 
 
 class Pull(Trace):
@@ -82,23 +94,34 @@ class Pull(Trace):
         return self.box(value, self, (Node(), 0))
 
     def apply(self, primitive, args, static):
-        raw, parents = list(args), []
+        raw, parents, observed = list(args), [], False
         for i, a in enumerate(args):
-            if isinstance(a, Box) and a.trace is self:
-                raw[i] = a.value
-                parents.append((i, *a.node))
+            if isinstance(a, Box):
+                if a.trace is self:
+                    raw[i] = a.value
+                    parents.append((i, *a.node))
+                observed = observed or isinstance(raw[i], Box)
+        run = primitive if observed else primitive.run  # by an older trace, or by none
         if primitive.constant:
-            return primitive(*raw, **static)
-        wanted = [i for i, _, _ in parents]
+            return run(*raw, **static)
+        pullback = None
         if primitive.stage is not None:
-            out, pullback = primitive.stage(wanted, raw, static)
+            out, pullback = primitive.stage([i for i, _, _ in parents], raw, static)
+            self._refuse_own(primitive, out if primitive.many else (out,))
         else:
-            out = primitive(*raw, **static)
-            pullback = partial(primitive.pull, wanted=wanted, out=out, args=raw, static=static)
-        node = Node(parents, pullback, len(out) if primitive.many else 0)
+            out = run(*raw, **static)
+        node = Node(primitive, parents, out, raw, static, pullback)
         if primitive.many:
             return tuple(self.box(o, self, (node, k)) for k, o in enumerate(out))
         return self.box(out, self, (node, 0))
+
+    def _refuse_own(self, primitive, outs):
+        """A function run by a primitive gave back this trace's box: not through its arguments."""
+        if any(isinstance(o, Box) and o.trace is self for o in outs):
+            raise ClosureError(
+                f"{primitive.name} uses a traced value that was not passed to it, so its "
+                "derivative would be lost; pass it as an argument."
+            )
 
 
 class Push(Trace):
@@ -132,21 +155,25 @@ class Primitive:
         prepare its pull-back while it runs.
     many: out is a tuple, and so are its tangents and cotangents.
     constant: the derivative is zero everywhere (comparisons, shapes, integer answers).
+    true_derivative: False where the rules are no derivative of `run`, so that second derivatives
+        are not symmetric.
     """
 
-    __slots__ = ("constant", "many", "name", "pull", "push", "run", "stage")
+    __slots__ = ("constant", "many", "name", "pull", "push", "run", "stage", "true_derivative")
 
     def __init__(self, name, run, push=None, pull=None, *, stage=None, many=False, constant=False):
         self.name, self.run, self.stage = name, run, stage
         self.push = push or partial(_missing, name, "forward mode")
         self.pull = pull or partial(_missing, name, "reverse mode")
-        self.many, self.constant = many, constant
+        self.many, self.constant, self.true_derivative = many, constant, True
 
     def __call__(self, *args, **static):
         youngest = None
         for a in args:
             if isinstance(a, Box):
-                trace = _live(a, self.name).trace
+                trace = a.trace
+                if not trace.live:
+                    _live(a, self.name)
                 if youngest is None or trace.age > youngest.age:
                     youngest = trace
         if youngest is None:
@@ -184,15 +211,35 @@ def pull_back(cotangents, inputs):
     for (node, index), ct in cotangents:
         _add(found, own, node, index, ct)
     for node in _youngest_first([node for (node, _), _ in cotangents]):
-        if node not in found or node.pullback is None:
+        if node not in found or node.primitive is None:
             continue
         ct = found.pop(node)
         if node.many:
-            ct = [ct.get(k) for k in range(node.many)]
-        for (_, parent, index), c in zip(node.parents, node.pullback(ct), strict=True):
-            if c is not None:
+            ct = [formed(ct.get(k)) for k in range(node.many)]
+        elif isinstance(ct, Deferred):
+            ct = ct.form()
+        for (_, parent, index), c in zip(node.parents, node.pull(ct), strict=True):
+            if c is None:
+                continue
+            if parent in found or parent.many:
                 _add(found, own, parent, index, c)
-    return [found.get(node) for node, _ in inputs]
+            else:
+                found[parent] = c
+    return [formed(found.get(node)) for node, _ in inputs]
+
+
+class Deferred:
+    """A cotangent that is better formed once all others have joined it.
+
+    Subclasses have join(other) -> their sum, still to be formed, and form() -> the cotangent.
+    """
+
+    __slots__ = ()
+
+
+def formed(ct):
+    """A cotangent, formed if it was deferred."""
+    return ct.form() if isinstance(ct, Deferred) else ct
 
 
 def _add(found, own, node, index, ct):
@@ -200,10 +247,16 @@ def _add(found, own, node, index, ct):
     slots, key = (found.setdefault(node, {}), index) if node.many else (found, node)
     if key not in slots:
         slots[key] = ct
-    elif (node, index) in own and _adds_alike(slots[key], ct):
-        slots[key] = operator.iadd(slots[key], ct)
+        return
+    old = slots[key]
+    if isinstance(old, Deferred) and isinstance(ct, Deferred):
+        slots[key] = old.join(ct)
+        return
+    old, ct = formed(old), formed(ct)
+    if (node, index) in own and _adds_alike(old, ct):
+        slots[key] = operator.iadd(old, ct)
     else:
-        slots[key] = slots[key] + ct
+        slots[key] = old + ct
         own.add((node, index))
 
 

@@ -22,6 +22,7 @@ REALS = (
     "replay",
     "compiled",
     "linear_map",
+    "custom",
 )
 INTEGERS = ("_ext", "ratio", "buffer", "fixed")
 MIDDLE = ("blas", "report", "hyper", "optimizers", "snapshots", "program", "adjoints", "train")

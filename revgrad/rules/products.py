@@ -1,12 +1,14 @@
 """Products that contract an axis."""
 
 import operator
+from math import prod
 
 import numpy as np
 
 from revgrad.arrays import functions
 from revgrad.errors import MissingRule
 from revgrad.rules.row import cast, composite, define, dtype_of, shape_of, unbroadcast
+from revgrad.tape import Deferred
 
 
 def _as_matrices(x, y, ct):
@@ -18,22 +20,55 @@ def _as_matrices(x, y, ct):
     return x, y, ct
 
 
+class _Products(Deferred):
+    """Sum of left_k @ right_k: one product of stacked factors, instead of a sum of large matrices.
+
+    For the weights of a network that is run many times on little, as in a recurrent one.
+    """
+
+    __slots__ = ("dtype", "factors")
+
+    def __init__(self, factors, dtype):
+        self.factors, self.dtype = factors, dtype
+
+    def join(self, other):
+        return _Products(self.factors + other.factors, self.dtype)
+
+    def form(self):
+        left, right = zip(*self.factors, strict=True)
+        if len(left) > 1:
+            left, right = [np.concatenate(left, axis=1)], [np.concatenate(right, axis=0)]
+        return cast(left[0] @ right[0], self.dtype)
+
+
+def _product(left, right, like):
+    """left @ right, a cotangent of `like`; put off where the factors are smaller than it is."""
+    product = _Products([(left, right)], dtype_of(like))
+    return (
+        product
+        if prod(shape_of(left)) + prod(shape_of(right)) < prod(shape_of(like))
+        else product.form()
+    )
+
+
 def _pull_left(ct, out, x, y):
-    if len(shape_of(x)) == len(shape_of(y)) == 2:
-        return cast(ct @ np.transpose(y), dtype_of(x))
+    if len(shape_of(x)) == 2 and len(shape_of(y)) <= 2:
+        _, y, ct = _as_matrices(x, y, ct)
+        return _product(ct, np.transpose(y), x)
     matrix, y, ct = _as_matrices(x, y, ct)
     return np.reshape(unbroadcast(ct @ np.swapaxes(y, -1, -2), matrix), shape_of(x))
 
 
 def _pull_right(ct, out, x, y):
-    if len(shape_of(x)) == len(shape_of(y)) == 2:
-        return cast(np.transpose(x) @ ct, dtype_of(y))
+    if len(shape_of(y)) == 2 and len(shape_of(x)) <= 2:
+        x, _, ct = _as_matrices(x, y, ct)
+        return _product(np.transpose(x), ct, y)
     x, matrix, ct = _as_matrices(x, y, ct)
     return np.reshape(unbroadcast(np.swapaxes(x, -1, -2) @ ct, matrix), shape_of(y))
 
 
-for _product in (operator.matmul, np.matmul):
-    define(_product, _product, ("linear", "linear"), (_pull_left, _pull_right))
+for _matmul in (operator.matmul, np.matmul):
+    define(_matmul, _matmul, ("linear", "linear"), (_pull_left, _pull_right))
 _dot = define("dot", np.dot, ("linear", "linear"), (_pull_left, _pull_right))
 _dot_number = define(
     "dot with a number",

@@ -15,7 +15,9 @@ def _axes(x, axis):
 
 
 def _kept(c, x, axis):
-    """Reshape a reduced array so that it broadcasts with x."""
+    """Reshape a reduced array so that it broadcasts with x; a number does as it is."""
+    if not shape_of(c):
+        return c
     shape = list(shape_of(x))
     for i in _axes(x, axis):
         shape[i] = 1
@@ -55,7 +57,7 @@ _mean = define(
     ("linear",),
     [
         lambda ct, out, x, *, axis, keepdims: _spread(
-            ct / max(1, _count(x, axis)), out, x, axis=axis, keepdims=keepdims
+            ct / _count(x, axis), out, x, axis=axis, keepdims=keepdims
         )
     ],
 )

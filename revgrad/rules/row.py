@@ -34,7 +34,7 @@ def define(key, run, push, pull, *, register=True):
     def pull_all(ct, *, wanted, out, args, static):
         return [pull[i] and pull[i](ct, out, *args, **static) for i in wanted]
 
-    primitive = Primitive(_name(key), run, push_all, pull_all)
+    primitive = Primitive(_name(key), run, push and push_all, pull and pull_all)
     if register:
         functions[key] = primitive
     return primitive
@@ -52,6 +52,8 @@ def elementwise(keys, *partials):
 def elementwise_primitive(run, partials):
     """The primitive of one such function, not registered."""
     push, pull = partial(_push_elementwise, partials), partial(_pull_elementwise, partials)
+    if len(partials) == 1 and callable(partials[0]):
+        pull = partial(_pull_unary, partials[0])
     return Primitive(_name(run), run, push, pull)
 
 
@@ -62,8 +64,13 @@ def _push_elementwise(partials, tangents, *, out, args, static):
 
 
 def _pull_elementwise(partials, ct, *, wanted, out, args, static):
-    pairs = [(args[i], partials[i]) for i in wanted]
-    return [p and unbroadcast(_times(ct, p, out, args), x) for x, p in pairs]
+    return [
+        partials[i] and unbroadcast(_times(ct, partials[i], out, args), args[i]) for i in wanted
+    ]
+
+
+def _pull_unary(p, ct, *, wanted, out, args, static):
+    return (unbroadcast(ct * p(out, *args), args[0]),)
 
 
 def _times(c, p, out, args):
@@ -94,13 +101,14 @@ def composite(*keys):
 
 def shape_of(x):
     """Shape, of traced values too."""
-    return np.shape(plain(x))
+    shape = getattr(x, "shape", None)
+    return np.shape(x) if shape is None else shape
 
 
 def dtype_of(x):
     """Dtype, of traced values too; Python floats count as float64."""
-    x = plain(x)
-    return getattr(x, "dtype", None) or np.result_type(x)
+    dtype = getattr(x, "dtype", None)
+    return np.result_type(x) if dtype is None else dtype
 
 
 def cast(x, dtype):
@@ -111,23 +119,39 @@ def cast(x, dtype):
 def match(t, like):
     """Give a tangent the array type, shape and dtype of the value it belongs to."""
     home, shape = plain(like), shape_of(like)
-    stranger = hasattr(home, "dtype") and type(plain(t)) is not type(home)
-    if shape_of(t) == () and (shape or stranger):
+    foreign = not isinstance(home, (np.ndarray, np.generic, float))
+    if foreign and shape_of(t) == () and (shape or type(plain(t)) is not type(home)):
         t = t * np.ones_like(home)
     elif shape_of(t) != shape:
         t = np.broadcast_to(t, shape)
+    elif not hasattr(t, "dtype") and hasattr(home, "dtype"):
+        t = home.dtype.type(t) if not shape else t
     return cast(t, dtype_of(like))
 
 
 def unbroadcast(ct, like):
     """Transpose of broadcasting and promotion: sum ct to the shape of `like`, cast to its dtype."""
+    kind = type(ct)
+    if kind is type(like) and (kind is np.float64 or (kind is np.ndarray and _alike(ct, like))):
+        return ct  # the usual case, before anything that takes time
     shape, wanted = shape_of(ct), shape_of(like)
     if shape != wanted:
         extra = len(shape) - len(wanted)
         axes = tuple(range(extra)) + tuple(
             i + extra for i, n in enumerate(wanted) if n == 1 and shape[i + extra] != 1
         )
-        ct = np.sum(ct, axis=axes) if axes else ct
+        ct = _sum_out(ct, axes) if axes else ct
         if shape_of(ct) != wanted:
             ct = np.reshape(ct, wanted)
     return cast(ct, dtype_of(like))
+
+
+def _alike(x, y):
+    return x.shape == y.shape and x.dtype == y.dtype
+
+
+def _sum_out(ct, axes):
+    """Sum over axes; that of a matrix over its rows, a bias's, by the faster product with ones."""
+    if axes != (0,) or len(shape_of(ct)) != 2 or dtype_of(ct).kind != "f":
+        return np.sum(ct, axis=axes)
+    return np.ones_like(plain(ct), shape=shape_of(ct)[0]) @ ct
