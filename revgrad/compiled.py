@@ -218,10 +218,11 @@ def ones_like(x):
 def gradient_with_products(loss, params, hyper, *rest, borrow=False):
     """The two-phase program of a loss(params, hyper, *rest): its gradient, then products with it.
 
-    Phase 1 takes the leaves of params, hyper and rest and gives the gradient's leaves. Phase 2 takes a direction v, leaves like params, and gives the leaves of (d2L/dparams2)
-    v and of (d2L/dhyper dparams) v: the tangent of the joint gradient in direction (v, 0), which by
-    symmetry is the cotangent of the gradient's pull-back. Where a rule in the loss is no true
-    derivative, or has no forward mode, it is that pull-back itself, reverse over reverse.
+    Phase 1 takes the leaves of params, hyper and rest and gives the gradient's leaves. Phase 2
+    takes a direction v, leaves like params, and gives the leaves of (d2L/dparams2) v and of
+    (d2L/dhyper dparams) v: the tangent of the joint gradient in direction (v, 0), which by symmetry
+    is the cotangent of the gradient's pull-back. Where a rule in the loss is no true derivative, or
+    has no forward mode, it is that pull-back itself, reverse over reverse.
     """
     leaves, tree = optree.tree_flatten((params, hyper, rest))
     count = optree.tree_structure(params).num_leaves

@@ -643,6 +643,15 @@ def test_data_changed_in_place_are_noticed_and_where():
     assert caught.value.first <= 50 < caught.value.last
 
 
+def test_a_gradient_that_is_not_finite_on_the_way_back_is_noticed_at_once():
+    batches = batches_of(100, "float32")
+    back = reversal(loss, 100, batches=batches)
+    batches[50][0][:] = np.nan
+    with pytest.raises(rg.NotReversed) as caught:
+        back()
+    assert caught.value.first == 50 < caught.value.last <= 52
+
+
 @pytest.mark.parametrize("adjoint", BACK, ids=repr)
 def test_only_reversible_says_that_it_returned_exactly(adjoint):
     report = rg.Report()

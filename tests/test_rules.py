@@ -581,6 +581,27 @@ def test_sums_of_cotangents_have_one_order_in_memory(drawn):
     assert _same(pushed(grad(f), (x,)), grad(f)(x))
 
 
+@pytest.mark.parametrize("product", [operator.matmul, np.matmul, np.dot])
+@pytest.mark.parametrize("rows", [(), (1,), (2,)])
+def test_a_matrix_used_many_times_on_little(product, rows):
+    """As in a recurrent network, where the products of its pull-back may be put together."""
+    xs = [random_array((*rows, 8), seed=k) for k in range(4)]
+
+    def f(w, b):
+        h = xs[0]
+        for x in xs:
+            h = np.tanh(product(h, w) + x) * b
+        return np.sum(h) + np.sum(product(w, xs[0].T) ** 2) + np.sum(w * w)
+
+    args = (random_array((8, 8), seed=5), random_array((8,), seed=6))
+    check_grads(f, args)
+    for dtype in (np.float32, np.float64):
+        typed = tuple(x.astype(dtype) for x in args)
+        check_duality(f, typed)
+        for trace in (pulled, pushed):
+            assert _same(trace(grad(f, (0, 1)), typed), grad(f, (0, 1))(*typed))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "f",

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import optree
 import pytest
-from hypothesis import find, given
+from hypothesis import find, given, settings
 from hypothesis import strategies as st
 from strategies import factors, float_arrays, optimizers, trees
 
@@ -202,6 +202,7 @@ def test_reversible_optimizers_pass(optimizer, buffer):
 
 @pytest.mark.parametrize("kind", [Momentum, HeavyBall, Adam])
 def test_optimizers_drawn_by_the_strategy_are_reversible(kind):
+    @settings(max_examples=20)
     @given(optimizers(kind), st.integers(0, 10))
     def holds(optimizer, steps):
         check_reversible(optimizer, size=3, steps=steps)

@@ -450,7 +450,7 @@ def test_no_steps_change_nothing(adjoint):
     assert bits(ct) == bits(rg.grad(validation_loss)(trained))
 
 
-@pytest.mark.parametrize("adjoint", EXACT, ids=repr)
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
 @pytest.mark.parametrize("optimizer", [rg.Momentum(0.2), rg.HeavyBall(0.02), rg.Adam(0.05)])
 def test_a_run_goes_on_from_the_state_of_an_earlier_one(adjoint, optimizer):
     run = partial(train, optimizer=optimizer, adjoint=adjoint, return_state=True)
