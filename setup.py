@@ -29,9 +29,9 @@ kernel = Extension(
     extra_compile_args=[] if os.name == "nt" else [*FLAGS, *(["-g"] if CHECKED else [])],
 )
 
-blocks = Extension(
-    "revgrad._ext.blocks", ["revgrad/_ext/blocks.pyx"], include_dirs=[numpy.get_include()]
+chains = Extension(
+    "revgrad._ext.chains", ["revgrad/_ext/chains.pyx"], include_dirs=[numpy.get_include()]
 )
 
 # force: the directives are no part of what cythonize compares
-setup(ext_modules=cythonize([kernel, blocks], compiler_directives=DIRECTIVES, force=True))
+setup(ext_modules=cythonize([kernel, chains], compiler_directives=DIRECTIVES, force=True))

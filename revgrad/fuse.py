@@ -9,7 +9,7 @@ import operator
 
 import numpy as np
 
-from revgrad._ext.blocks import Chain, loop_index
+from revgrad._ext.chains import Chain, loop_index
 from revgrad.record import Var
 
 BLOCK = 1024  # entries that a chain takes at a time; its operands then fit in the first cache

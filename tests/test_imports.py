@@ -38,7 +38,7 @@ def allowed():
     table = {}
     for column in (REALS, INTEGERS):
         table |= {name: set(column[:k]) for k, name in enumerate(column)}
-    table["fuse"].add("_ext")  # for _ext.blocks, which runs NumPy's loops and knows no integers
+    table["fuse"].add("_ext")  # for _ext.chains, which runs NumPy's loops and knows no integers
     below = set(REALS + INTEGERS)
     for name in MIDDLE:
         table[name] = set(below)

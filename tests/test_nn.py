@@ -319,6 +319,14 @@ def test_conv2d_writes_no_matrix_of_patches(monkeypatch):
     assert np.shares_memory(one, x)
 
 
+@pytest.mark.parametrize(("columns", "stretch"), [(2000, 1000), (1280, 640), (1009, 1009), (0, 1)])
+def test_long_rows_are_multiplied_in_stretches(columns, stretch):
+    assert rules._stretch(columns, 1000) == stretch
+    rng = np.random.default_rng(8)
+    x, w = rng.standard_normal((columns, 2, 1, 20)), rng.standard_normal((1, 1, 20, 50))
+    np.testing.assert_allclose(nn.conv2d(x, w), x @ w[0, 0], rtol=0, atol=1e-13)
+
+
 def test_no_answer_lies_in_scratch_memory():
     for sample in CONVS:
         out, pullback = vjp(sample.call, *sample.arrays())

@@ -1,6 +1,9 @@
 """Values and gradients of every layer against PyTorch in float64: 1e-10."""
 
+import importlib.util
+import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,3 +216,13 @@ def test_lenet():
         return F.cross_entropy(back(y).reshape(8, -1) @ w3 + b3, torch.tensor(labels))
 
     check(ours, theirs, *(p / np.sqrt(max(1, p[..., 0].size)) for p in params))
+
+
+def test_the_benchmark_runs_at_its_smallest(tmp_path):
+    path = Path(__file__).parents[1] / "benchmarks" / "bench_nn.py"
+    spec = importlib.util.spec_from_file_location("bench_nn", path)
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    rows = bench.main(quick=True, json_path=tmp_path / "nn.json")
+    assert json.loads((tmp_path / "nn.json").read_text())["rows"] == rows
+    assert sum(r["budget"] is not None for r in rows) == 4
