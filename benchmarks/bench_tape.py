@@ -9,6 +9,7 @@ percentile. Values are compared before times are taken.
 """
 
 import argparse
+import builtins
 import json
 import platform
 import time
@@ -323,6 +324,36 @@ def against_jax(dtype, rounds):
     return [row(f"MLP {np.dtype(dtype).name}: compiled grad / JAX jit", times)]
 
 
+def profile(dtype, threads):
+    """Where the time of a replay of the MLP goes: each line alone, in microseconds, by kind."""
+    params, penalties, x, y, v = mlp_data(dtype)
+    phases = gradient_with_products(mlp_loss, params, penalties, x, y, borrow=True)
+    flat, directions = [*optree.tree_leaves(params), *penalties, x, y], optree.tree_leaves(v)
+    replay = phases.replay()
+    replay.run[0](*flat)
+    replay.run[1](*directions)
+    space = dict(replay.space) | {f"a{k}": a for k, a in enumerate([*flat, *directions])}
+    with threadpool_limits(threads, "blas"):
+        for k, (source, args) in enumerate(zip(replay.source, (flat, directions), strict=True)):
+            kinds = {}
+            for line in source.splitlines():
+                if line.startswith("    ") and not line.startswith(
+                    ("     ", "    global", "    if", "    return")
+                ):
+                    code = compile_line(line.strip())
+                    best = min(clock(lambda code=code: exec(code, space), 30) for _ in range(5))
+                    name = line.split(" = ")[-1].split("(")[0].strip(" _")
+                    kinds.setdefault(name, []).append(1e6 * best)
+            whole = min(clock(lambda k=k, args=args: replay.run[k](*args), 30) for _ in range(5))
+            print(f"phase {k + 1}, {np.dtype(dtype).name}: {1e6 * whole:.0f} us in all")
+            for name, times in sorted(kinds.items(), key=lambda item: -sum(item[1])):
+                print(f"    {name:<16} {len(times):>4} calls {sum(times):8.1f} us")
+
+
+def compile_line(line):
+    return builtins.compile(line, "<replay>", "exec")
+
+
 def load_controls(path):
     """The hand-written controls: a file with grad_plain, joint_plain and Tuned."""
     import importlib.util
@@ -338,7 +369,12 @@ def main():
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--profile", action="store_true", help="where a replay's time goes")
     options = parser.parse_args()
+    if options.profile:
+        for dtype in (np.float32, np.float64):
+            profile(dtype, 1)
+        return
     rounds = options.rounds or (5 if options.quick else 60)
     hand = load_controls(Path(__file__).parent / "hand_numpy.py")
     rows = []

@@ -116,6 +116,7 @@ class _Entry:
 class TwoPhase:
     """A recorded pair: f(*first) -> (outputs, then), and then(*second) -> results.
 
+    Where outputs come with the results, f gives (None, then) and then gives (outputs, results).
     The recorded list is split by what depends on `second`. Phase 1 keeps what phase 2 needs in
     place, so phase 2 belongs to the last run of phase 1: see `start`.
     """
@@ -124,8 +125,10 @@ class TwoPhase:
         with Record() as trace:
             boxes = [trace.input(x) for x in first]
             outputs, then = f(*boxes)
-            second = [trace.input(x) for x in make_second([_bare(x) for x in outputs])]
+            second = [trace.input(x) for x in make_second([_bare(x) for x in outputs or ()])]
             results = then(*second)
+            if outputs is None:
+                outputs, results = results
             pairs = [trace.unwrap(x) for x in [*outputs, *results]]
         self.symmetric = all(i.primitive.true_derivative for i in trace.instructions)
         out = [x if v is None else v for x, v in pairs]
@@ -234,18 +237,19 @@ def gradient_with_products(loss, params, hyper, *rest, borrow=False):
 
     def forward(*boxes):
         def then(*v):
-            return jvp(lambda *p: gradient(*p, *boxes[count:]), boxes[:count], v)[1]
+            g, products = jvp(lambda *p: gradient(*p, *boxes[count:]), boxes[:count], v)
+            return g[:count], products
 
-        return gradient(*boxes)[:count], then
+        return None, then
 
     def backward(*boxes):
         def params_gradient(*some):
             return gradient(*some, *boxes[total:])[:count]
 
-        _, pullback = vjp(params_gradient, *boxes[:total])
-        return gradient(*boxes)[:count], lambda *v: pullback(list(v))
+        g, pullback = vjp(params_gradient, *boxes[:total])
+        return g, lambda *v: pullback(list(v))
 
-    directions = lambda outs: [ones_like(x) for x in outs]
+    directions = lambda _: [ones_like(x) for x in leaves[:count]]
     try:
         phases = TwoPhase(forward, leaves, directions, borrow=borrow)
     except MissingRule:

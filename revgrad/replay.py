@@ -150,8 +150,7 @@ class Replay:
             keyword = "out=" if ufunc in (np.maximum, np.minimum) else ""
             self._line(ufunc, [*map(self._name, i.inputs), f"{keyword}{self.names[out]}"])
         elif i.primitive.name in _REDUCTIONS:
-            options = [repr(i.static["axis"]), "None", self._buffer(out), str(i.static["keepdims"])]
-            self._line(_REDUCTIONS[i.primitive.name], [self._name(i.inputs[0]), *options])
+            self.lines.append(self._reduction(i, self._buffer(out)))
         elif i.primitive.name == "concatenate":
             parts = ", ".join(map(self._name, i.inputs))
             self._line(np.concatenate, [f"({parts},)", repr(i.static["axis"]), self._buffer(out)])
@@ -189,8 +188,17 @@ class Replay:
         self.names.update(zip(i.outputs, names, strict=True))
         self.made += names
         self.space.update(dict.fromkeys(names))
-        call = f"{self._function(i.primitive.run)}({', '.join([*arguments, *self._static(i)])})"
+        if i.primitive.name in _REDUCTIONS:
+            call = self._reduction(i, "None")
+        else:
+            arguments += self._static(i)
+            call = f"{self._function(i.primitive.run)}({', '.join(arguments)})"
         self.lines.append(f"{', '.join(names)}{',' * i.primitive.many} = {call}")
+
+    def _reduction(self, i, out):
+        """The ufunc that np.sum, np.max and np.min call, after some Python that this leaves out."""
+        function, x = self._function(_REDUCTIONS[i.primitive.name]), self._name(i.inputs[0])
+        return f"{function}({x}, {i.static['axis']!r}, None, {out}, {i.static['keepdims']})"
 
     def _line(self, function, arguments):
         self.lines.append(f"{self._function(function)}({', '.join(arguments)})")
