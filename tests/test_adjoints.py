@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import optree
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from training import (
     Catching,
     batches_of,
@@ -15,6 +17,7 @@ from training import (
     distance,
     flat,
     hyper_of,
+    legal_lists,
     loss,
     optimizer_of,
     params_of,
@@ -218,6 +221,12 @@ def test_other_statement_lists(texts):
     found = [pulled(answer, adjoint, start) for adjoint in (*BACK, rg.Unrolled())]
     assert bits(found[0]) == bits(found[1])
     assert distance(found[0], found[2]) < 1e-9
+
+
+@settings(max_examples=max(10, settings.default.max_examples // 4))
+@given(legal_lists(), st.sampled_from([0.9, 0.37, 1.0]), st.sampled_from(["words", "bignum"]))
+def test_drawn_statement_lists(texts, factor, buffer):
+    check_reversible(optimizer_of(texts, a=factor, b=0.5, c=0.7), steps=6, buffer=buffer)
 
 
 ONE_WAY = {

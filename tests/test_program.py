@@ -1,7 +1,5 @@
 """A step is taken back to the integers, heads and words before it, or not taken at all."""
 
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import count
 from math import log2
 
@@ -301,19 +299,9 @@ def test_a_warm_start_out_of_range_is_refused(bad):
 # Planted faults: each must be caught by the laws above, or by the adjoint itself.
 
 
-@dataclass(frozen=True, eq=False)
-class Faulty(rg.Momentum):
-    """Momentum that is undone in another order, or not in full."""
-
-    order: object = 0.5  # a hyperparameter that nothing reads
-
-    @cached_property
-    def undo_order(self):
-        raise NotImplementedError
-
-
 def with_order(order):
-    return type("Faulty", (Faulty,), {"undo_order": order})(0.1, 0.9)
+    """Momentum that is undone in another order, or not in full."""
+    return type("Faulty", (rg.Momentum,), {"undo_order": order})(0.1, 0.9)
 
 
 def law_one(optimizer=None, steps=40):
@@ -328,15 +316,17 @@ def the_adjoint(optimizer=None, steps=40):
     pullback(np.ones(5))
 
 
-CHECKS = {"law 1": law_one, "NotReversed": the_adjoint}
-FAILURES = (AssertionError, NotReversed, BufferEmpty, FixedOverflow)
+CHECKS = {
+    "law 1": (law_one, (AssertionError, BufferEmpty, FixedOverflow)),
+    "the adjoint": (the_adjoint, NotReversed),
+}
 
 
-@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+@pytest.mark.parametrize(("check", "failure"), CHECKS.values(), ids=CHECKS)
 @pytest.mark.parametrize("order", [(2, 1), (1, 0), (2, 0), (1, 2, 0), (2, 0, 1), (0, 1, 2)])
-def test_a_statement_forgotten_or_undone_out_of_order_is_caught(check, order):
+def test_a_statement_forgotten_or_undone_out_of_order_is_caught(check, failure, order):
     check(with_order((2, 1, 0)))
-    with pytest.raises(FAILURES):
+    with pytest.raises(failure):
         check(with_order(order))
 
 
@@ -378,12 +368,12 @@ def drop_a_digit(monkeypatch):
     monkeypatch.setattr(BignumBuffer, "divide", faulty)
 
 
-@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+@pytest.mark.parametrize(("check", "failure"), CHECKS.values(), ids=CHECKS)
 @pytest.mark.parametrize("drop", [drop_a_head, drop_a_head_at_the_end, drop_a_word, drop_a_digit])
-def test_a_dropped_head_word_or_digit_is_caught(check, drop, monkeypatch):
+def test_a_dropped_head_word_or_digit_is_caught(check, failure, drop, monkeypatch):
     check()
     drop(monkeypatch)
-    with pytest.raises(FAILURES):
+    with pytest.raises(failure):
         check()
 
 
