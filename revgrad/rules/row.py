@@ -53,7 +53,7 @@ def elementwise_primitive(run, partials):
     """The primitive of one such function, not registered."""
     push, pull = partial(_push_elementwise, partials), partial(_pull_elementwise, partials)
     if len(partials) == 1 and callable(partials[0]):
-        pull = partial(_pull_unary, partials[0])
+        pull = _unary_pull(partials[0])
     return Primitive(_name(run), run, push, pull)
 
 
@@ -69,8 +69,13 @@ def _pull_elementwise(partials, ct, *, wanted, out, args, static):
     ]
 
 
-def _pull_unary(p, ct, *, wanted, out, args, static):
-    return (unbroadcast(ct * p(out, *args), args[0]),)
+def _unary_pull(p):
+    """The rule of functions of one argument, which are most, without the detours."""
+
+    def pull(ct, *, wanted, out, args, static):
+        return (unbroadcast(ct * p(out, args[0]), args[0]),)
+
+    return pull
 
 
 def _times(c, p, out, args):
