@@ -25,7 +25,7 @@ kernel = Extension(
     "revgrad._ext.exact",
     sources=["revgrad/_ext/exact.pyx"],
     include_dirs=["revgrad/_ext"],
-    depends=["revgrad/_ext/ratio.h"],
+    depends=[f"revgrad/_ext/{name}.h" for name in ("ratio", "lanes", "blocks", "kernels")],
     extra_compile_args=[] if os.name == "nt" else [*FLAGS, *(["-g"] if CHECKED else [])],
 )
 

@@ -1,147 +1,204 @@
 # cython: language_level=3
-"""Loops over ratio.h; every function has its twin, and its specification, in reference.py."""
+"""The compiled kernel; every function has its twin, and its specification, in reference.py.
+
+Arrays are contiguous. Loops run without the lock, in the best instruction set of this machine or
+the one that REVGRAD_ISA names; all yield the same bits.
+"""
+
+import os
+
+import numpy as np
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 
 from revgrad._ext.reference import check_count, check_ratio, check_sizes, empty_buffer
 
-cdef extern from "ratio.h" nogil:
+cdef extern from "kernels.h" nogil:
     int ratio_usable(int64_t n, int64_t d) noexcept
-    int64_t ratio_multiply(int64_t *x, uint32_t *head, int64_t n, int64_t d,
-                           uint16_t *words, int64_t count) noexcept
-    int64_t ratio_divide(int64_t *x, uint32_t *head, int64_t n, int64_t d,
-                         const uint16_t *words, int64_t count) noexcept
     int fixed_encode(double value, double scale, int64_t *out) noexcept
-    int fixed_add(int64_t *x, int64_t v, int sign) noexcept
+    int fixed_sum(int64_t x, int64_t v, int sign, int64_t *out) noexcept
+    ctypedef struct columns:
+        const uint32_t *n
+        const uint32_t *d
+        int n_many, d_many, usual, small
+    ctypedef struct kernel_table:
+        const char *name
+        int64_t multiply(int64_t *x, uint32_t *heads, columns c, int64_t size, uint16_t *words,
+                         int64_t count) noexcept nogil
+        int64_t divide(int64_t *x, uint32_t *heads, columns c, int64_t size,
+                       const uint16_t *words, int64_t count, int64_t *failed) noexcept nogil
+        int add(int64_t *x, const void *delta, int64_t size, double scale, int sign,
+                int is_float) noexcept nogil
+        void decode(const int64_t *x, double ulp, int64_t size, void *out, int is_float) noexcept nogil
+    const kernel_table kernel_tables[]
+    int KERNEL_TABLES, USUAL_BITS
+    int kernel_runs(int k) noexcept
+    int64_t first_unusable(columns c, int64_t size) noexcept
+    int all_small(columns c, int64_t size) noexcept
 
-cdef fused real:
-    float
-    double
+cdef const kernel_table *table = &kernel_tables[0]
 
 
-cdef class Column:
-    """Numerators or denominators: one per element (step 1) or one for all (step 0)."""
+def instruction_sets():
+    """Names of those compiled in that this machine has, slowest first."""
+    return [kernel_tables[k].name.decode() for k in range(KERNEL_TABLES) if kernel_runs(k)]
 
-    cdef const int64_t[::1] many
-    cdef int64_t one
-    cdef const int64_t *start
-    cdef Py_ssize_t step
 
-    def __cinit__(self, values):
-        self.step = getattr(values, "ndim", 0)
-        if self.step:
-            self.many = values
-            self.start = &self.many[0] if self.many.shape[0] else NULL
+def instruction_set(name=None):
+    """The one in use; with a name, that one from now on."""
+    global table
+    if name is not None:
+        if name not in instruction_sets():
+            raise ImportError(f"instruction set {name!r}; this machine runs {instruction_sets()}.")
+        for k in range(KERNEL_TABLES):
+            if kernel_tables[k].name.decode() == name:
+                table = &kernel_tables[k]
+    return table.name.decode()
+
+
+instruction_set(os.environ.get("REVGRAD_ISA") or list(instruction_sets()).pop())
+
+
+cdef class Ratios:
+    """Numerators and denominators, checked: one of each, or one per element (uint32)."""
+
+    cdef columns c
+    cdef const uint32_t[::1] n_many, d_many
+    cdef uint32_t n_one, d_one
+
+    def __cinit__(self, n, d, Py_ssize_t size):
+        for digits in (n, d):
+            if getattr(digits, "ndim", 0):
+                check_sizes(size, len(digits))
+        self.c.n_many, self.c.d_many = getattr(n, "ndim", 0), getattr(d, "ndim", 0)
+        if not (is_column(n) and is_column(d)):
+            check_ratio(n, d, size)
+        if self.c.n_many:
+            self.n_many = np.ascontiguousarray(n, np.uint32)
+            self.c.n = &self.n_many[0] if size else NULL
         else:
-            self.one = values
-            self.start = &self.one
+            self.n_one = n
+            self.c.n = &self.n_one
+        if self.c.d_many:
+            self.d_many = np.ascontiguousarray(d, np.uint32)
+            self.c.d = &self.d_many[0] if size else NULL
+        else:
+            self.d_one = d
+            self.c.d = &self.d_one
+        if not size:
+            self.c.n_many = self.c.d_many = 0
+            self.c.n = self.c.d = &self.n_one
+            self.n_one = 1
+        cdef int64_t bad = first_unusable(self.c, size)
+        if bad >= 0:
+            check_ratio(int(self.c.n[bad if self.c.n_many else 0]),
+                        int(self.c.d[bad if self.c.d_many else 0]), size)
+        self.c.usual = not self.c.d_many and self.c.d[0] == 1 << USUAL_BITS
+        self.c.small = all_small(self.c, size)
 
 
-cdef columns(n, d, Py_ssize_t size):
-    """Both columns, once every ratio in them is known to be usable."""
-    check_ratio(n, d, size, scalars_only=True)
-    cdef Column ns = Column(n), ds = Column(d)
-    cdef Py_ssize_t i
-    cdef Py_ssize_t checked = size if ns.step or ds.step else 0
-    for i in range(checked):
-        if not ratio_usable(ns.start[i * ns.step], ds.start[i * ds.step]):
-            check_ratio(ns.start[i * ns.step], ds.start[i * ds.step], size)
-    return ns, ds
+cdef bint is_column(digits):
+    """Whether digits are known to fit in 32 bits, so that C can check the rest."""
+    if isinstance(digits, int):
+        return 0 <= digits < 2 ** 32
+    return getattr(digits, "dtype", None) == np.uint32 and digits.ndim == 1
 
 
 def multiply(int64_t[::1] x, uint32_t[::1] heads, n, d, uint16_t[::1] words, Py_ssize_t count):
-    check_sizes(x.shape[0], heads.shape[0])
-    check_count(count, words.shape[0], x.shape[0])
-    cdef Column ns, ds
-    ns, ds = columns(n, d, x.shape[0])
-    cdef uint16_t *stack = &words[0] if words.shape[0] else NULL
-    cdef Py_ssize_t i
-    with nogil:
-        for i in range(x.shape[0]):
-            count = ratio_multiply(&x[i], &heads[i], ns.start[i * ns.step], ds.start[i * ds.step],
-                                   stack, count)
+    cdef Py_ssize_t size = x.shape[0]
+    check_sizes(size, heads.shape[0])
+    check_count(count, words.shape[0], size)
+    cdef Ratios ratios = Ratios(n, d, size)
+    if size:
+        with nogil:
+            count = table.multiply(&x[0], &heads[0], ratios.c, size, &words[0], count)
     return count
 
 
 def divide(int64_t[::1] x, uint32_t[::1] heads, n, d, const uint16_t[::1] words, Py_ssize_t count):
-    check_sizes(x.shape[0], heads.shape[0])
+    cdef Py_ssize_t size = x.shape[0]
+    check_sizes(size, heads.shape[0])
     check_count(count, words.shape[0], 0)
-    cdef Column ns, ds
-    ns, ds = columns(n, d, x.shape[0])
+    cdef Ratios ratios = Ratios(n, d, size)
+    cdef int64_t left = count, failed = -1
     cdef const uint16_t *stack = &words[0] if words.shape[0] else NULL
-    cdef Py_ssize_t i, failed = -1
-    cdef int64_t left = count
-    with nogil:
-        for i in range(x.shape[0] - 1, -1, -1):
-            left = ratio_divide(&x[i], &heads[i], ns.start[i * ns.step], ds.start[i * ds.step],
-                                stack, left)
-            if left < 0:
-                failed = i
-                break
+    if size:
+        with nogil:
+            left = table.divide(&x[0], &heads[0], ratios.c, size, stack, count, &failed)
         if failed >= 0:
-            redo(x, heads, ns, ds, failed + 1)
-    if failed >= 0:
-        raise empty_buffer(failed)
+            redo(x[failed + 1:], heads[failed + 1:], n, d, failed + 1)
+            raise empty_buffer(failed)
     return left
 
 
-cdef void redo(int64_t[::1] x, uint32_t[::1] heads, Column ns, Column ds,
-               Py_ssize_t start) noexcept nogil:
-    """Multiply the elements from start on again: the words they spill are still on the stack."""
-    cdef uint16_t again
-    cdef Py_ssize_t i
-    for i in range(start, x.shape[0]):
-        ratio_multiply(&x[i], &heads[i], ns.start[i * ns.step], ds.start[i * ds.step],
-                       &again, 0)
+def redo(int64_t[::1] x, uint32_t[::1] heads, n, d, start):
+    """Multiply elements again: the words they spill are still on the stack."""
+    n, d = (k[start:] if getattr(k, "ndim", 0) else k for k in (n, d))
+    multiply(x, heads, n, d, np.empty(x.shape[0], np.uint16), 0)
+
+
+cdef const void *address(reals):
+    """Where a float32 or float64 vector begins."""
+    cdef const float[::1] floats
+    cdef const double[::1] doubles
+    if not len(reals):
+        return NULL
+    if reals.dtype.char == "f":
+        floats = reals
+        return &floats[0]
+    doubles = reals
+    return &doubles[0]
+
+
+cdef void *writable(reals):
+    cdef float[::1] floats
+    cdef double[::1] doubles
+    if not len(reals):
+        return NULL
+    if reals.dtype.char == "f":
+        floats = reals
+        return &floats[0]
+    doubles = reals
+    return &doubles[0]
 
 
 def add_floats(int64_t[::1] x, delta, int fraction_bits, int sign):
-    check_sizes(x.shape[0], len(delta))
-    if delta.dtype.char == "f":
-        return add_reals[float](x, delta, 2.0 ** fraction_bits, sign)
-    return add_reals[double](x, delta, 2.0 ** fraction_bits, sign)
+    cdef Py_ssize_t size = x.shape[0]
+    check_sizes(size, len(delta))
+    cdef const void *reals = address(delta)
+    cdef double scale = 2.0 ** fraction_bits
+    cdef int is_float = delta.dtype.char == "f"
+    cdef int bad = 0
+    if size:
+        with nogil:
+            bad = table.add(&x[0], reals, size, scale, sign, is_float)
+            if bad:
+                table.add(&x[0], reals, size, scale, -sign, is_float)
+    return first_refused(x, delta, scale, sign) if bad else -1
 
 
-cdef Py_ssize_t add_reals(int64_t[::1] x, const real[::1] delta, double scale, int sign):
-    cdef Py_ssize_t i, failed = -1
+cdef Py_ssize_t first_refused(int64_t[::1] x, delta, double scale, int sign):
+    """The first element whose delta or sum is no int64."""
     cdef int64_t v = 0
-    with nogil:
-        for i in range(x.shape[0]):
-            if not (fixed_encode(delta[i], scale, &v) and fixed_add(&x[i], v, sign)):
-                failed = i
-                break
-        for i in range(failed):  # take back what was added: nothing here can overflow
-            fixed_encode(delta[i], scale, &v)
-            fixed_add(&x[i], v, -sign)
-    return failed
+    cdef Py_ssize_t i
+    for i in range(x.shape[0]):
+        if not (fixed_encode(delta[i], scale, &v) and fixed_sum(x[i], v, sign, &v)):
+            return i
+    return -1
 
 
 def encode(values, int fraction_bits, int64_t[::1] out):
     check_sizes(out.shape[0], len(values))
-    if values.dtype.char == "f":
-        return encode_reals[float](values, 2.0 ** fraction_bits, out)
-    return encode_reals[double](values, 2.0 ** fraction_bits, out)
-
-
-cdef Py_ssize_t encode_reals(const real[::1] values, double scale, int64_t[::1] out):
-    cdef Py_ssize_t i
-    with nogil:
-        for i in range(out.shape[0]):
-            if not fixed_encode(values[i], scale, &out[i]):
-                return i
-    return -1
+    out[:] = 0
+    return add_floats(out, values, fraction_bits, 1)
 
 
 def decode(const int64_t[::1] x, int fraction_bits, out):
     check_sizes(x.shape[0], len(out))
-    if out.dtype.char == "f":
-        decode_reals[float](x, 2.0 ** -fraction_bits, out)
-    else:
-        decode_reals[double](x, 2.0 ** -fraction_bits, out)
-
-
-cdef decode_reals(const int64_t[::1] x, double ulp, real[::1] out):
-    cdef Py_ssize_t i
-    with nogil:
-        for i in range(x.shape[0]):
-            out[i] = <real>(<double>x[i] * ulp)
+    cdef Py_ssize_t size = x.shape[0]
+    cdef void *reals = writable(out)
+    cdef int is_float = out.dtype.char == "f"
+    cdef double ulp = 2.0 ** -fraction_bits
+    if size:
+        with nogil:
+            table.decode(&x[0], ulp, size, reals, is_float)

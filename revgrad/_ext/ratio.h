@@ -20,19 +20,25 @@ typedef int int32_t;
 typedef unsigned int uint32_t;
 typedef unsigned short uint16_t;
 #define RATIO_INLINE static __device__ inline
+#define RATIO_HIGH(a, b) __umul64hi(a, b)
 #else
 #include <stdint.h>
 double rint(double); /* C99 7.1.4: a library function may be declared without its header */
 #define RATIO_INLINE static inline
+#ifdef __SIZEOF_INT128__
+#define RATIO_HIGH(a, b) ((uint64_t)(((unsigned __int128)(a) * (b)) >> 64))
+#endif
 #endif
 
-/* Powers of two with LOW*WORD <= 2^32, WORD <= 2^16; tests build with smaller ones. */
-#ifndef RATIO_LOW
-#define RATIO_LOW 65536
+/* LOW*WORD <= 2^32 and WORD <= 2^16; tests build with smaller ones. */
+#ifndef RATIO_LOW_BITS
+#define RATIO_LOW_BITS 16
 #endif
-#ifndef RATIO_WORD
-#define RATIO_WORD 65536
+#ifndef RATIO_WORD_BITS
+#define RATIO_WORD_BITS 16
 #endif
+#define RATIO_LOW (1 << RATIO_LOW_BITS)
+#define RATIO_WORD (1 << RATIO_WORD_BITS)
 #define RATIO_D_MAX 16777216
 
 RATIO_INLINE int ratio_usable(int64_t n, int64_t d)
@@ -40,31 +46,71 @@ RATIO_INLINE int ratio_usable(int64_t n, int64_t d)
     return 1 <= n && n <= d && d <= RATIO_D_MAX && d <= n * RATIO_WORD;
 }
 
-/* x div d rounded down, and 0 <= *r < d; C's own / and % round towards zero. Requires d >= 1. */
-RATIO_INLINE int64_t ratio_floor_divide(int64_t x, int64_t d, int64_t *r)
+/* A divisor k in [1, 2^32); times != 0 replaces division by multiplication. */
+typedef struct {
+    uint64_t k, times;
+    int shift;
+} ratio_divisor;
+
+RATIO_INLINE ratio_divisor ratio_divisor_once(int64_t k)
 {
-    int64_t q = x / d, rest = x % d;
-    int64_t below = rest < 0;
-    *r = rest + (below ? d : 0);
-    return q - below;
+    ratio_divisor by = {(uint64_t)k, 0, 0};
+    return by;
+}
+
+/* times = floor(2^(64+shift) / k) + 1 < 2^64, where 2^shift < k <= 2^(shift+1). For u < 2^63 that
+ * makes u*times / 2^(64+shift) at most u/k + u/2^(64+shift) < u/k + 1/k: its floor is u div k. */
+RATIO_INLINE ratio_divisor ratio_divisor_of(int64_t k)
+{
+    ratio_divisor by = ratio_divisor_once(k);
+#ifdef RATIO_HIGH
+    uint64_t rest, half;
+    if (k < 2)
+        return by;
+    while (((uint64_t)2 << by.shift) < by.k)
+        by.shift++;
+    /* 2^(32+shift) / k first, then 32 bits more: the remainders are below k < 2^32 */
+    half = ((uint64_t)1 << (32 + by.shift)) / by.k;
+    rest = ((uint64_t)1 << (32 + by.shift)) % by.k;
+    by.times = (half << 32) + (rest << 32) / by.k + 1;
+#endif
+    return by;
+}
+
+/* u div k, u < 2^63 */
+RATIO_INLINE uint64_t ratio_quotient(uint64_t u, ratio_divisor by)
+{
+#ifdef RATIO_HIGH
+    if (by.times)
+        return RATIO_HIGH(u, by.times) >> by.shift;
+#endif
+    return u / by.k;
+}
+
+/* x div k rounded down, and *r = x mod k in [0, k): x div k = ~(~x div k) for x < 0. */
+RATIO_INLINE int64_t ratio_floor_divide(int64_t x, ratio_divisor by, int64_t *r)
+{
+    uint64_t sign = (uint64_t)-(x < 0);
+    uint64_t q = ratio_quotient((uint64_t)x ^ sign, by) ^ sign;
+    *r = (int64_t)((uint64_t)x - q * by.k);
+    return (int64_t)q;
 }
 
 /* x <- x*n/d; a spilled word goes to words[count]. Returns the new count. */
-RATIO_INLINE int64_t ratio_multiply(int64_t *x, uint32_t *head, int64_t n, int64_t d,
+RATIO_INLINE int64_t ratio_multiply(int64_t *x, uint32_t *head, ratio_divisor n, ratio_divisor d,
                                     uint16_t *words, int64_t count)
 {
     int64_t r, q;
-    uint64_t z, radix = (uint64_t)n;
-    if (n == d)
-        return count;
+    uint64_t z, h;
     q = ratio_floor_divide(*x, d, &r);
-    z = (uint64_t)*head * (uint64_t)d + (uint64_t)r;
-    if (z >= (uint64_t)RATIO_LOW * RATIO_WORD * radix) {
+    z = *head * d.k + (uint64_t)r;
+    if (z >= (uint64_t)RATIO_LOW * RATIO_WORD * n.k) {
         words[count++] = (uint16_t)(z % RATIO_WORD);
         z /= RATIO_WORD;
     }
-    *x = q * n + (int64_t)(z % radix); /* n < d, so |q*n| < 2^63 for every int64 x */
-    *head = (uint32_t)(z / radix);
+    h = ratio_quotient(z, n);
+    *x = (int64_t)((uint64_t)q * n.k + (z - h * n.k)); /* n <= d, so it fits */
+    *head = (uint32_t)h;
     return count;
 }
 
@@ -81,23 +127,22 @@ RATIO_INLINE int ratio_join(int64_t *x, int64_t q, int64_t d, int64_t r)
 
 /* The undo of ratio_multiply. Returns the new count, or -1 with nothing changed where no multiply
  * by n/d can have led here: no word left, or an x that is no int64. */
-RATIO_INLINE int64_t ratio_divide(int64_t *x, uint32_t *head, int64_t n, int64_t d,
+RATIO_INLINE int64_t ratio_divide(int64_t *x, uint32_t *head, ratio_divisor n, ratio_divisor d,
                                   const uint16_t *words, int64_t count)
 {
     int64_t s, q;
-    uint64_t z, radix = (uint64_t)d;
-    if (n == d)
-        return count;
+    uint64_t z, h;
     q = ratio_floor_divide(*x, n, &s);
-    z = (uint64_t)*head * (uint64_t)n + (uint64_t)s;
-    if (z < (uint64_t)RATIO_LOW * radix) {
+    z = *head * n.k + (uint64_t)s;
+    if (z < (uint64_t)RATIO_LOW * d.k) {
         if (count < 1)
             return -1;
         z = z * RATIO_WORD + words[--count];
     }
-    if (!ratio_join(x, q, d, (int64_t)(z % radix)))
+    h = ratio_quotient(z, d);
+    if (!ratio_join(x, q, (int64_t)d.k, (int64_t)(z - h * d.k)))
         return -1;
-    *head = (uint32_t)(z / radix);
+    *head = (uint32_t)h;
     return count;
 }
 
@@ -111,17 +156,15 @@ RATIO_INLINE int fixed_encode(double value, double scale, int64_t *out)
     return 1;
 }
 
-/* *x + v, or *x - v where sign < 0; 0 with *x unchanged where that leaves int64. */
-RATIO_INLINE int fixed_add(int64_t *x, int64_t v, int sign)
+/* x + v, or x - v where sign < 0, mod 2^64; 0 where that leaves int64. */
+RATIO_INLINE int fixed_sum(int64_t x, int64_t v, int sign, int64_t *sum)
 {
-    uint64_t a = (uint64_t)*x, b = (uint64_t)v;
-    uint64_t sum = sign < 0 ? a - b : a + b;
+    uint64_t a = (uint64_t)x, b = (uint64_t)v;
+    uint64_t total = sign < 0 ? a - b : a + b;
     /* overflow: the summands agree in sign and the sum does not */
     uint64_t same = sign < 0 ? a ^ b : ~(a ^ b);
-    if ((same & (a ^ sum)) >> 63)
-        return 0;
-    *x = (int64_t)sum;
-    return 1;
+    *sum = (int64_t)total;
+    return !((same & (a ^ total)) >> 63);
 }
 
 #endif

@@ -30,6 +30,8 @@ Heads: TypeAlias = npt.NDArray[np.uint32]
 Words: TypeAlias = npt.NDArray[np.uint16]
 Reals: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
+Digits: TypeAlias = int | Int64s | npt.NDArray[np.uint32]
+
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -72,8 +74,8 @@ def divide_one(
 def multiply(
     x: Int64s,
     heads: Heads,
-    n: int | Int64s,
-    d: int | Int64s,
+    n: Digits,
+    d: Digits,
     words: Words,
     count: int,
     low: int = LOW,
@@ -81,7 +83,7 @@ def multiply(
 ) -> int:
     """x <- x*n/d, elements in index order; returns the new count of words.
 
-    n, d: integers, or int64 vectors like x; n <= d <= D_MAX and d <= n*WORD.
+    n, d: integers, or int64 or uint32 vectors like x; n <= d <= D_MAX and d <= n*WORD.
     words: the stack, of which count are in use; needs room for one more per element.
     Raises: RatioRefused and ValueError, with nothing changed.
     """
@@ -99,8 +101,8 @@ def multiply(
 def divide(
     x: Int64s,
     heads: Heads,
-    n: int | Int64s,
-    d: int | Int64s,
+    n: Digits,
+    d: Digits,
     words: Words,
     count: int,
     low: int = LOW,
@@ -145,15 +147,10 @@ def add_floats(x: Int64s, delta: Reals, fraction_bits: int, sign: int) -> int:
 def encode(values: Reals, fraction_bits: int, out: Int64s) -> int:
     """out <- rint(values * 2**fraction_bits), half to even; returns -1.
 
-    At the first value that is NaN or leaves int64 it stops and returns the index.
+    Where a value is NaN or leaves int64, out becomes 0 and the index of the first is returned.
     """
-    check_sizes(len(out), len(values))
-    for i, real in enumerate(values.tolist()):
-        rounded = _encode_one(real, fraction_bits)
-        if rounded is None:
-            return i
-        out[i] = rounded
-    return -1
+    out[:] = 0
+    return add_floats(out, values, fraction_bits, 1)
 
 
 def decode(x: Int64s, fraction_bits: int, out: Reals) -> None:
@@ -168,11 +165,11 @@ def _encode_one(real: float, fraction_bits: int) -> int | None:
     return round(scaled) if -(2.0**63) <= scaled < 2.0**63 else None
 
 
-def _pairs(n: int | Int64s, d: int | Int64s, size: int) -> list[tuple[int, int]]:
+def _pairs(n: Digits, d: Digits, size: int) -> list[tuple[int, int]]:
     return list(zip(_listed(n, size), _listed(d, size), strict=True))
 
 
-def _listed(digits: int | Int64s, size: int) -> list[int]:
+def _listed(digits: Digits, size: int) -> list[int]:
     return [int(digits)] * size if np.ndim(digits) == 0 else np.asarray(digits).tolist()
 
 
@@ -191,13 +188,11 @@ def check_count(count: int, capacity: int, room: int) -> None:
         )
 
 
-def check_ratio(n: Any, d: Any, size: int, scalars_only: bool = False) -> None:
+def check_ratio(n: Any, d: Any, size: int) -> None:
     """Refuse ratios that a machine-word head cannot hold, or of another length than size."""
     for digits in (n, d):
         if np.ndim(digits):
             check_sizes(size, len(digits))
-    if scalars_only and (np.ndim(n) or np.ndim(d)):
-        return
     bad = next((pair for pair in _checked(n, d, size) if not usable(*pair)), None)
     if bad is not None:
         raise RatioRefused(

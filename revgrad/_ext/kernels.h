@@ -1,0 +1,164 @@
+/* The kernels in each instruction set this compiler can make, and the choice between them. */
+#ifndef REVGRAD_KERNELS_H
+#define REVGRAD_KERNELS_H
+
+#include "ratio.h"
+
+#define REVGRAD_BASELINE 0
+#define REVGRAD_AVX2 2
+#define REVGRAD_AVX512 3
+
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(REVGRAD_BASELINE_ONLY)
+#define REVGRAD_MULTIVERSION 1
+#include <immintrin.h>
+#endif
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+#define INT64_END 9223372036854775808.0
+#define LOW_HALF every(0xffffffff)
+/* Ratio falls back to this d, whose quotients are shifts. */
+#define USUAL_BITS RATIO_LOW_BITS
+
+#define LAG 12288 /* 3 * 2^12 > 2^12 + 6144; (2*LAG - 8192) * SMALL < 2^32 */
+
+/* Numerators and denominators: one each, or one per element. */
+typedef struct {
+    const uint32_t *n, *d;
+    int n_many, d_many;
+    int usual; /* d is one for all, 2^USUAL_BITS */
+    int small; /* every n and d is at most SMALL */
+} columns;
+
+/* z < 2^32*SMALL = 2^50 must stay below 2^51/1.5: see BLOCKS_EXACT in blocks.h */
+#define SMALL 262144
+
+/* A divisor for all elements is prepared; one that serves a single element is not. */
+INLINE ratio_divisor divisor_at(const uint32_t *k, int many)
+{
+    return many ? ratio_divisor_once(1) : ratio_divisor_of(*k);
+}
+
+INLINE ratio_divisor usual_divisor(void) { return ratio_divisor_once(1 << USUAL_BITS); }
+
+INLINE void next_divisors(ratio_divisor *n, ratio_divisor *d, columns c, int64_t i)
+{
+    if (c.n_many)
+        *n = ratio_divisor_once(c.n[i]);
+    if (c.d_many)
+        *d = ratio_divisor_once(c.d[i]);
+}
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAME(name) JOIN(name, REVGRAD_SUFFIX)
+
+#define REVGRAD_ISA REVGRAD_BASELINE
+#define REVGRAD_SUFFIX baseline
+#include "blocks.h"
+#undef REVGRAD_ISA
+#undef REVGRAD_SUFFIX
+
+#ifdef REVGRAD_MULTIVERSION
+
+#define REVGRAD_ISA REVGRAD_AVX2
+#define REVGRAD_SUFFIX avx2
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,popcnt"))), apply_to = function)
+#include "blocks.h"
+#pragma clang attribute pop
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,popcnt")
+#include "blocks.h"
+#pragma GCC pop_options
+#endif
+#undef REVGRAD_ISA
+#undef REVGRAD_SUFFIX
+
+#define REVGRAD_ISA REVGRAD_AVX512
+#define REVGRAD_SUFFIX avx512
+#define REVGRAD_AVX512_TARGET "avx2,fma,popcnt,avx512f,avx512dq,avx512bw,avx512vl"
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target(REVGRAD_AVX512_TARGET))), apply_to = function)
+#include "blocks.h"
+#pragma clang attribute pop
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,popcnt,avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")
+#include "blocks.h"
+#pragma GCC pop_options
+#endif
+#undef REVGRAD_ISA
+#undef REVGRAD_SUFFIX
+
+#endif
+
+/* See blocks.h, and for what follows "fused" there. */
+typedef struct {
+    const char *name;
+    int64_t (*multiply)(int64_t *, uint32_t *, columns, int64_t, uint16_t *, int64_t);
+    int64_t (*divide)(int64_t *, uint32_t *, columns, int64_t, const uint16_t *, int64_t,
+                      int64_t *);
+    int (*add)(int64_t *, const void *, int64_t, double, int, int);
+    void (*decode)(const int64_t *, double, int64_t, void *, int);
+} kernel_table;
+
+#define TABLE(isa) {#isa, multiply_##isa, divide_##isa, add_##isa, decode_##isa}
+static const kernel_table kernel_tables[] = {
+    TABLE(baseline),
+#ifdef REVGRAD_MULTIVERSION
+    TABLE(avx2),
+    TABLE(avx512),
+#endif
+};
+#define KERNEL_TABLES ((int)(sizeof kernel_tables / sizeof *kernel_tables))
+
+/* The first ratio that ratio.h cannot take, or -1; what it reads lies in cache a moment later. */
+static int64_t first_unusable(columns c, int64_t size)
+{
+    int64_t i, step = 256, end = c.n_many || c.d_many ? size : (size > 0);
+    for (i = 0; i < end; i += step) {
+        int64_t j, stop = i + step < end ? i + step : end;
+        uint32_t bad = 0;
+        for (j = i; j < stop; j++) {
+            uint32_t n = c.n[c.n_many ? j : 0], d = c.d[c.d_many ? j : 0];
+            bad |= (n < 1) | (n > d) | (d > RATIO_D_MAX) | (((d - 1) >> RATIO_WORD_BITS) >= n);
+        }
+        for (j = i; bad && j < stop; j++)
+            if (!ratio_usable(c.n[c.n_many ? j : 0], c.d[c.d_many ? j : 0]))
+                return j;
+    }
+    return -1;
+}
+
+static int all_small(columns c, int64_t size)
+{
+    int64_t i, end = c.d_many ? size : 1; /* n <= d */
+    uint32_t large = 0;
+    for (i = 0; i < end; i++)
+        large |= c.d[i] > SMALL;
+    return !large;
+}
+
+/* Whether this machine has the instructions of kernel_tables[k]. */
+static int kernel_runs(int k)
+{
+#ifdef REVGRAD_MULTIVERSION
+    __builtin_cpu_init();
+    if (k == 1)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+               && __builtin_cpu_supports("popcnt");
+    if (k == 2)
+        return kernel_runs(1) && __builtin_cpu_supports("avx512f")
+               && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")
+               && __builtin_cpu_supports("avx512vl");
+#endif
+    return k == 0;
+}
+
+#endif
