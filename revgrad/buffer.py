@@ -23,7 +23,7 @@ from revgrad.ratio import Ratio
 Int64s: TypeAlias = npt.NDArray[np.int64]
 Heads: TypeAlias = npt.NDArray[np.uint32]
 
-CHUNK = 2**15  # elements per kernel call, so that state, heads and words stay in cache
+CHUNK = 2**16  # elements per kernel call, so that state, heads and words stay in cache
 SEALED = 2**19  # words in each sealed segment
 OPEN = 3 * 2**18  # words in the open array at most; OPEN - SEALED >= 4 * CHUNK
 SEGMENT_BYTES = 2**21  # law 2: nbytes <= bits/8 + 4 per element + SEGMENT_BYTES
@@ -178,6 +178,21 @@ class InformationBuffer:
             tail.count = kernel.multiply(x[part], heads[part], n, d, tail.open, tail.count)
             if not self.keep:
                 self._dropped, tail.count = self._dropped + tail.count, 0
+
+    def lend(self, elements: int, popping: bool) -> tuple[Any, int, int]:
+        """(stack, count, room for a word per element), for a kernel call on so many <= CHUNK."""
+        if popping:
+            _check_kept(self.keep)
+            self._tail.require(elements)
+            return self._tail.open, self._tail.count, 0
+        self._tail.reserve(elements)
+        return self._tail.open, self._tail.count, elements
+
+    def take_back(self, count: int) -> None:
+        """The stack after the call holds `count` words."""
+        self._tail.count = count
+        if not self.keep:
+            self._dropped, self._tail.count = self._dropped + count, 0
 
     @property
     def words(self) -> int:
@@ -343,9 +358,8 @@ def _check_narrow(ratio: Ratio, x: Int64s) -> None:
 
 def _digits(ratio: Ratio, part: slice) -> tuple[Any, Any]:
     """n and d for a part of the vector."""
-    if isinstance(ratio.n, int):
-        return ratio.n, ratio.d
-    return ratio.n[part], ratio.d[part]
+    n, d = ratio.columns
+    return n if isinstance(n, int) else n[part], d if isinstance(d, int) else d[part]
 
 
 assert LOW == 2**16, "first_heads is written for this LOW"

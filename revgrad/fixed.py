@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from revgrad._ext import fused as plans
 from revgrad._ext import kernel
-from revgrad._ext.reference import D_MAX
-from revgrad.buffer import BignumBuffer, InformationBuffer
-from revgrad.errors import FixedOverflow, RatioRefused
+from revgrad._ext.reference import D_MAX, empty_buffer
+from revgrad.buffer import CHUNK, BignumBuffer, InformationBuffer
+from revgrad.errors import BufferEmpty, FixedOverflow, RatioRefused
 from revgrad.ratio import Ratio
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
@@ -164,6 +166,195 @@ class FixedArray:
         if len(flat) != len(self.values):
             raise ValueError(f"{len(flat)} reals for {len(self.values)} values; pass as many.")
         return flat
+
+
+class FusedStep:
+    """Statements executed in one pass over memory, with the bits of one after the other.
+
+    statements: in the order of execution, each with `target`, `reads`, and `delta` (a function of
+        what it reads, added) or `by` (a scale); none reads its target. undone=True: the exact undo
+        of each instead.
+    variables, buffers: FixedArrays of one length, and the InformationBuffer of each scaled one.
+    Statements that blocks cannot do (see `fused`) run one by one instead.
+    """
+
+    def __init__(
+        self,
+        statements: Sequence[Any],
+        variables: dict[str, FixedArray],
+        buffers: dict[str, InformationBuffer | BignumBuffer],
+        *,
+        undone: bool = False,
+    ) -> None:
+        self.statements, self.variables, self.buffers = statements, variables, buffers
+        self.undone = undone
+        self.size = len(next(iter(variables.values())).values)
+        self._scaled = list(dict.fromkeys(s.target for s in statements if hasattr(s, "by")))
+        self._plans: dict[Any, _Bound | None] = {}
+
+    def run(
+        self,
+        reads: dict[str, Any],
+        ratios: dict[str, Ratio] | None = None,
+        emit: dict[str, Reals] | None = None,
+    ) -> None:
+        """Execute all statements, then decode variables into the arrays of `emit`.
+
+        reads: numbers, and float32 or float64 vectors, by name; variables are read from the state.
+        ratios: for each variable that is scaled.
+        Raises: FixedOverflow, BufferEmpty, RatioRefused, with variables and buffers unchanged.
+        """
+        ratios, emit = ratios or {}, emit or {}
+        bound = self._bound(reads, ratios, emit)
+        if bound is None:
+            self._one_by_one(reads, ratios)
+            for name, out in emit.items():
+                self.variables[name].decode(out=out)
+        else:
+            bound.set(reads, ratios, emit)
+            self._in_chunks(bound, reads, ratios, 0, self.size)
+
+    def fused(self, reads: dict[str, Any], ratios: dict[str, Ratio] | None = None) -> bool:
+        """Whether `run` would go over memory once."""
+        return self._bound(reads, ratios or {}, {}) is not None
+
+    def _bound(self, reads: dict, ratios: dict, emit: dict) -> _Bound | None:
+        if not all(ratio.narrow for ratio in ratios.values()) or self.size == 0:
+            return None
+        key = (
+            tuple([x.dtype.char if getattr(x, "ndim", 0) else name for name, x in reads.items()]),
+            tuple([(name, x.dtype.char) for name, x in emit.items()]),
+        )
+        if key not in self._plans:
+            self._plans[key] = self._planned(reads, emit)
+        return self._plans[key]
+
+    def _planned(self, reads: dict, emit: dict) -> _Bound | None:
+        words = all(isinstance(b, InformationBuffer) for b in self.buffers.values())
+        kinds = {np.dtype(np.float32): plans.FLOATS, np.dtype(np.float64): plans.DOUBLES}
+        vectors = {name: kinds.get(x.dtype) for name, x in reads.items() if np.ndim(x)}
+        if not (words and hasattr(kernel, "Fused")) or None in vectors.values():
+            return None
+        out = {name: kinds[x.dtype] for name, x in emit.items()}
+        try:
+            plan = plans.Plan(
+                self.statements, list(self.variables), self._scaled, vectors, out, self.undone
+            )
+        except plans.NotFusible:
+            return None
+        return _Bound(plan, self)
+
+    def _in_chunks(self, bound: _Bound, reads: dict, ratios: dict, lo: int, hi: int) -> None:
+        starts = range(lo, hi, CHUNK)
+        for start in reversed(starts) if self.undone else starts:
+            end = min(start + CHUNK, hi)
+            refused = bound.run(start, end)
+            if refused is not None:
+                self._restore(bound, refused, reads, ratios, (lo, start, end, hi))
+
+    def _restore(
+        self, bound: _Bound, refused: tuple, reads: dict, ratios: dict, span: tuple
+    ) -> None:
+        """Take back what was done before a refusal, block and chunks, and raise it."""
+        at, operation, element = refused
+        lo, start, end, hi = span
+        block = (at, min(at + kernel.FUSED_ELEMENTS, end))
+        done = bound.plan.owner[operation]
+        error = self._error(self.statements[done], reads, ratios, block, element)
+        self._inverse(done).again(reads, ratios, *block)
+        if self.undone:
+            self._inverse().again(reads, ratios, block[1], hi)
+        else:
+            self._inverse().again(reads, ratios, lo, at)
+        raise error
+
+    def _inverse(self, first: int | None = None) -> FusedStep:
+        return FusedStep(
+            self.statements[:first][::-1], self.variables, self.buffers, undone=not self.undone
+        )
+
+    def again(self, reads: dict, ratios: dict, lo: int, hi: int) -> None:
+        """Execute on elements lo to hi alone."""
+        bound = self._bound(reads, ratios, {})
+        if bound is not None and self.statements:
+            bound.set(reads, ratios, {})
+            self._in_chunks(bound, reads, ratios, lo, hi)
+
+    def _error(
+        self, s: Any, reads: dict, ratios: dict, block: tuple[int, int], element: int
+    ) -> Exception:
+        """What the statement that refused a block says when it is executed alone."""
+        lo, hi = block
+        try:
+            if element >= 0:
+                raise empty_buffer(element)
+            now = {name: self._part(name, reads, lo, hi) for name in s.reads}
+            target = self.variables[s.target].view(lo, hi)
+            (target.subtract if self.undone else target.add)(s.delta(**now))
+        except FixedOverflow as error:
+            return FixedOverflow(str(error), index=lo + (error.index or 0))
+        except BufferEmpty as error:
+            return error
+        raise AssertionError("a block was refused that its statement takes")
+
+    def _part(self, name: str, reads: dict, lo: int, hi: int) -> Any:
+        if name in self.variables:
+            return self.variables[name].view(lo, hi).decode()
+        return reads[name][lo:hi] if np.ndim(reads[name]) else reads[name]
+
+    def _one_by_one(self, reads: dict, ratios: dict) -> None:
+        for k, s in enumerate(self.statements):
+            try:
+                self._execute(s, reads, ratios)
+            except (FixedOverflow, BufferEmpty, RatioRefused):
+                self._inverse(k)._one_by_one(reads, ratios)
+                raise
+
+    def _execute(self, s: Any, reads: dict, ratios: dict) -> None:
+        target = self.variables[s.target]
+        if hasattr(s, "by"):
+            scale = target.unscale if self.undone else target.scale
+            scale(ratios[s.target], self.buffers[s.target])
+        else:
+            now = {name: self._part(name, reads, 0, self.size) for name in s.reads}
+            (target.subtract if self.undone else target.add)(s.delta(**now))
+
+
+class _Bound:
+    """A plan with the arrays it works on."""
+
+    def __init__(self, plan: Any, step: FusedStep) -> None:
+        self.plan, self.step = plan, step
+        self.kernel = kernel.Fused(
+            plan.operations, plan.kinds, plan.registers, step.size, step.undone
+        )
+        for k, fixed in enumerate(step.variables.values()):
+            self.kernel.variable(k, fixed.values, fixed.fraction_bits)
+        self.buffers: list[Any] = [step.buffers[name] for name in plan.scaled]
+        self.ratios: list[Any] = [None] * len(plan.scaled)
+        self.arrays: dict[str, Any] = {}
+
+    def set(self, reads: dict, ratios: dict, emit: dict) -> None:
+        for slot, symbol in self.plan.scalars:
+            self.kernel.constant(slot, plans.evaluate(symbol, reads))
+        for name, slot in self.plan.arrays.items():
+            array = emit[name[4:]] if name.startswith("out ") else reads[name]
+            if self.arrays.get(name) is not array:
+                self.kernel.array(slot, array.reshape(-1))
+                self.arrays[name] = array
+        for k, name in enumerate(self.plan.scaled):
+            if self.ratios[k] is not ratios[name]:
+                n, d = ratios[name].columns
+                self.kernel.buffer(k, self.buffers[k].heads, kernel.Ratios(n, d, self.step.size))
+                self.ratios[k] = ratios[name]
+
+    def run(self, lo: int, hi: int) -> Any:
+        for k, buffer in enumerate(self.buffers):
+            self.kernel.words(k, *buffer.lend(hi - lo, self.step.undone))
+        refused = self.kernel.run(lo, hi)
+        for k, buffer in enumerate(self.buffers):
+            buffer.take_back(self.kernel.count(k))
+        return refused
 
 
 def _check_bits(fraction_bits: int) -> None:

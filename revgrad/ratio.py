@@ -39,6 +39,7 @@ class Ratio:
     n: Any
     d: Any
     narrow: bool = field(init=False, repr=False)
+    _columns: list[tuple[Any, Any]] = field(init=False, repr=False, default_factory=list)
 
     def __post_init__(self) -> None:
         if np.ndim(self.n) or np.ndim(self.d):
@@ -65,6 +66,16 @@ class Ratio:
 
     def __hash__(self) -> int:
         return hash((self.n, self.d))  # arrays have no hash, and say so
+
+    @property
+    def columns(self) -> tuple[Any, Any]:
+        """n and d as the kernel reads them fastest: uint32, and one integer where all are equal.
+
+        Requires narrow. Made once.
+        """
+        if not self._columns:
+            self._columns.append((_column(self.n), _column(self.d)))
+        return self._columns[0]
 
     @property
     def value(self) -> Any:
@@ -102,6 +113,14 @@ class Ratio:
         distinct, where = np.unique(values, return_inverse=True)
         n, d = _snap(distinct, rounding)
         return cls(n[where].reshape(values.shape), d[where].reshape(values.shape))
+
+
+def _column(digits: Any) -> Any:
+    if isinstance(digits, int):
+        return digits
+    if digits.size and (digits == digits.flat[0]).all():
+        return int(digits.flat[0])
+    return digits.astype(np.uint32).reshape(-1)
 
 
 def _whole(digits: Any) -> int:

@@ -209,20 +209,30 @@ static int64_t NAME(divide)(int64_t *x, uint32_t *heads, columns c, int64_t size
 }
 
 /* x <- x + sign*rint(delta*scale) mod 2^64, whatever comes; the same call with -sign is the undo.
+ * delta: factor times the doubles, the floats, or the decoded integers (times ulp) at `from`.
  * Returns whether some delta was not finite or some sum left int64. */
-INLINE int NAME(add_as)(int64_t *x, const void *delta, int64_t size, double scale, int sign,
-                        int is_float)
+INLINE int NAME(add_as)(int64_t *x, real_source from, int64_t size, double scale, int sign, int kind)
 {
-    const float *floats = (const float *)delta;
-    const double *reals = (const double *)delta;
+    const float *floats = (const float *)from.at;
+    const double *reals = (const double *)from.at;
+    const int64_t *integers = (const int64_t *)from.at;
+    const double factor = from.factor, ulp = from.ulp;
     int64_t i = 0;
     int bad = 0;
 #ifdef LANES
     vi wrapped = every(0);
     for (; i + LANES <= size; i += LANES) {
-        vf scaled = (is_float ? load_floats(floats + i) : load_reals(reals + i)) * every_real(scale);
-        vi old = load(x + i), v = round_to_even(scaled);
-        vi sum = sign > 0 ? old + v : old - v;
+        vi old = load(x + i), v, sum;
+        vf scaled;
+        if (kind == FROM_FLOATS)
+            scaled = load_floats(floats + i);
+        else if (kind == FROM_DOUBLES)
+            scaled = load_reals(reals + i);
+        else
+            scaled = real(load(integers + i)) * every_real(ulp);
+        scaled = scaled * every_real(factor) * every_real(scale);
+        v = round_to_even(scaled);
+        sum = sign > 0 ? old + v : old - v;
         /* the summands agree in sign and the sum does not; all ones where v is no int64 */
         vi against = sign > 0 ? v ^ sum : old ^ v;
         wrapped = wrapped | ((old ^ sum) & against) | lanes_as_ones(not_encodable(scaled));
@@ -231,22 +241,24 @@ INLINE int NAME(add_as)(int64_t *x, const void *delta, int64_t size, double scal
     bad = !none(negative(wrapped));
 #endif
     for (; i < size; i++) {
+        double read = kind == FROM_FLOATS ? floats[i]
+                      : kind == FROM_DOUBLES ? reals[i] : (double)integers[i] * ulp;
         int64_t v = 0;
-        bad |= !fixed_encode(is_float ? floats[i] : reals[i], scale, &v);
+        bad |= !fixed_encode(read * factor, scale, &v);
         bad |= !fixed_sum(x[i], v, sign, &x[i]);
     }
     return bad;
 }
 
-static int NAME(add)(int64_t *x, const void *delta, int64_t size, double scale, int sign,
-                     int is_float)
+#define ADD_KIND(sign) \
+    (from.kind == FROM_FLOATS ? NAME(add_as)(x, from, size, scale, sign, FROM_FLOATS) \
+     : from.kind == FROM_DOUBLES ? NAME(add_as)(x, from, size, scale, sign, FROM_DOUBLES) \
+                                 : NAME(add_as)(x, from, size, scale, sign, FROM_INTEGERS))
+static int NAME(add)(int64_t *x, real_source from, int64_t size, double scale, int sign)
 {
-    if (is_float)
-        return sign > 0 ? NAME(add_as)(x, delta, size, scale, 1, 1)
-                        : NAME(add_as)(x, delta, size, scale, -1, 1);
-    return sign > 0 ? NAME(add_as)(x, delta, size, scale, 1, 0)
-                    : NAME(add_as)(x, delta, size, scale, -1, 0);
+    return sign > 0 ? ADD_KIND(1) : ADD_KIND(-1);
 }
+#undef ADD_KIND
 
 /* out <- x*ulp, rounded to double and then to float where is_float */
 INLINE void NAME(decode_as)(const int64_t *x, double ulp, int64_t size, void *out, int is_float)
@@ -278,4 +290,150 @@ static void NAME(decode)(const int64_t *x, double ulp, int64_t size, void *out, 
         NAME(decode_as)(x, ulp, size, out, 1);
     else
         NAME(decode_as)(x, ulp, size, out, 0);
+}
+
+/* fused: operations on FUSED_BLOCK elements at a time, so that all they touch stays in cache. */
+#define EACH(value) \
+    NO_OVERLAP for (j = 0; j < size; j++) out[j] = value
+#define REALS2(value_of) \
+    if (sa && sb) EACH(value_of(a[j], b[j])); \
+    else if (sa) EACH(value_of(a[j], one)); \
+    else EACH(value_of(only, b[j])); \
+    break
+#define PLUS(u, v) ((u) + (v))
+#define MINUS(u, v) ((u) - (v))
+#define TIMES(u, v) ((u) * (v))
+#define OVER(u, v) ((u) / (v))
+#define GREATER(u, v) ((u) > (v) ? 1.0 : 0.0)
+#define LESS(u, v) ((u) < (v) ? 1.0 : 0.0)
+
+/* a, b and c have one real per element (step 1) or one for all (step 0), not all of them the
+ * latter; out may be one of them, which makes no loop depend on itself. */
+static void NAME(real_op)(int op, double *out, const double *a, int sa, const double *b, int sb,
+                          const double *c, int sc, int64_t size)
+{
+    const double only = sa ? 0 : *a, one = b && !sb ? *b : 0, other = c && !sc ? *c : 0;
+    int64_t j;
+    switch (op) {
+    case FUSED_PLUS: REALS2(PLUS);
+    case FUSED_MINUS: REALS2(MINUS);
+    case FUSED_TIMES: REALS2(TIMES);
+    case FUSED_OVER: REALS2(OVER);
+    case FUSED_GREATER: REALS2(GREATER);
+    case FUSED_LESS: REALS2(LESS);
+    case FUSED_NEGATE: EACH(-a[j]); break;
+    case FUSED_ROOT: EACH(__builtin_sqrt(a[j])); break;
+    case FUSED_MAGNITUDE: EACH(__builtin_fabs(a[j])); break;
+    case FUSED_COPY: EACH(only); break;
+    case FUSED_WHERE:
+        if (sb && sc) EACH(a[j] != 0 ? b[j] : c[j]);
+        else if (sb) EACH(a[j] != 0 ? b[j] : other);
+        else if (sc) EACH(a[j] != 0 ? one : c[j]);
+        else EACH(a[j] != 0 ? one : other);
+        break;
+    }
+}
+#undef EACH
+#undef REALS2
+#undef PLUS
+#undef MINUS
+#undef TIMES
+#undef OVER
+#undef GREATER
+#undef LESS
+
+INLINE const double *NAME(operand)(const fused_program *p, int k, int64_t lo, int64_t size,
+                                   int *step)
+{
+    const fused_slot *s = &p->slots[k];
+    int64_t j;
+    *step = s->kind != FUSED_CONSTANT;
+    if (s->kind == FUSED_CONSTANT)
+        return &s->value;
+    if (s->kind == FUSED_DOUBLES)
+        return (const double *)s->array + lo;
+    if (s->kind == FUSED_FLOATS) /* its register is its own */
+        for (j = 0; j < size; j++)
+            p->registers[s->at * FUSED_BLOCK + j] = ((const float *)s->array)[lo + j];
+    return p->registers + s->at * FUSED_BLOCK;
+}
+
+/* One operation on elements [lo, lo + size); where it refuses, with nothing changed, the element
+ * or FUSED_SOMEWHERE is returned, else -1. */
+INLINE int64_t NAME(fused_op)(const fused_program *p, const fused_operation *o, int64_t lo,
+                              int64_t size)
+{
+    fused_variable *v = &p->variables[o->variable];
+    fused_buffer *b = &p->buffers[o->buffer];
+    const double *in[3];
+    int step[3] = {0, 0, 0}, k, sign;
+    int64_t failed = -1, count;
+    real_source from;
+    columns c;
+    for (k = 0; k < 3; k++)
+        in[k] = o->in[k] < 0 ? NULL : NAME(operand)(p, o->in[k], lo, size, &step[k]);
+    switch (o->op) {
+    case FUSED_DECODE:
+        NAME(decode)(v->x + lo, v->ulp, size, p->registers + o->out * FUSED_BLOCK, 0);
+        return -1;
+    case FUSED_EMIT:
+        k = p->slots[o->out].kind == FUSED_FLOATS;
+        NAME(decode)(v->x + lo, v->ulp, size,
+                     (char *)p->slots[o->out].array + lo * (k ? 4 : 8), k);
+        return -1;
+    case FUSED_ADD:
+    case FUSED_SUBTRACT:
+        sign = o->op == FUSED_ADD ? 1 : -1;
+        from.at = o->in[0] < 0 ? (const void *)(p->variables[o->out].x + lo) : in[0];
+        from.kind = o->in[0] < 0 ? FROM_INTEGERS : FROM_DOUBLES;
+        from.factor = o->in[1] < 0 ? 1.0 : *in[1];
+        from.ulp = p->variables[o->out].ulp;
+        if (!NAME(add)(v->x + lo, from, size, v->scale, sign))
+            return -1;
+        NAME(add)(v->x + lo, from, size, v->scale, -sign);
+        return FUSED_SOMEWHERE;
+    case FUSED_SCALE:
+    case FUSED_UNSCALE:
+        c = b->c;
+        c.n += c.n_many ? lo : 0;
+        c.d += c.d_many ? lo : 0;
+        if (o->op == FUSED_SCALE) {
+            b->count = NAME(multiply)(v->x + lo, b->heads + lo, c, size, b->words, b->count);
+            return -1;
+        }
+        count = NAME(divide)(v->x + lo, b->heads + lo, c, size, b->words, b->count, &failed);
+        if (failed < 0) {
+            b->count = count;
+            return -1;
+        }
+        c.n += c.n_many ? failed + 1 : 0;
+        c.d += c.d_many ? failed + 1 : 0;
+        failed++; /* multiplied again, they spill words that are still on the stack */
+        NAME(multiply)(v->x + lo + failed, b->heads + lo + failed, c, size - failed, p->spare, 0);
+        return lo + failed - 1;
+    default:
+        NAME(real_op)(o->op, p->registers + o->out * FUSED_BLOCK, in[0], step[0], in[1], step[1],
+                      in[2], step[2], size);
+        return -1;
+    }
+}
+
+/* All operations on elements [lo, hi), block by block, from the last where p->backwards. Returns
+ * -1, or the start of the block at which operation *refused met element *element. */
+static int64_t NAME(fused)(fused_program *p, int64_t lo, int64_t hi, int64_t *refused,
+                           int64_t *element)
+{
+    int64_t blocks = (hi - lo + FUSED_BLOCK - 1) / FUSED_BLOCK, i, k;
+    for (i = 0; i < blocks; i++) {
+        int64_t at = lo + FUSED_BLOCK * (p->backwards ? blocks - 1 - i : i);
+        int64_t size = hi - at < FUSED_BLOCK ? hi - at : FUSED_BLOCK;
+        for (k = 0; k < p->length; k++) {
+            *element = NAME(fused_op)(p, &p->operations[k], at, size);
+            if (*element != -1) {
+                *refused = k;
+                return at;
+            }
+        }
+    }
+    return -1;
 }

@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-from libc.stdint cimport int64_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
 
 from revgrad._ext.reference import check_count, check_ratio, check_sizes, empty_buffer
 
@@ -21,15 +21,46 @@ cdef extern from "kernels.h" nogil:
         const uint32_t *n
         const uint32_t *d
         int n_many, d_many, usual, small
+    int FROM_DOUBLES, FROM_FLOATS
+    ctypedef struct real_source:
+        const void *at
+        double factor, ulp
+        int kind
+    int FUSED_BLOCK, FUSED_CONSTANT, FUSED_REGISTER, FUSED_DOUBLES, FUSED_FLOATS
+    ctypedef struct fused_slot:
+        int kind, at
+        double value
+        void *array
+    ctypedef struct fused_operation:
+        pass
+    ctypedef struct fused_variable:
+        int64_t *x
+        double scale, ulp
+    ctypedef struct fused_buffer:
+        uint32_t *heads
+        columns c
+        uint16_t *words
+        int64_t count
+    ctypedef struct fused_program:
+        const fused_operation *operations
+        fused_slot *slots
+        fused_variable *variables
+        fused_buffer *buffers
+        double *registers
+        uint16_t *spare
+        int64_t length
+        int backwards
     ctypedef struct kernel_table:
         const char *name
         int64_t multiply(int64_t *x, uint32_t *heads, columns c, int64_t size, uint16_t *words,
                          int64_t count) noexcept nogil
         int64_t divide(int64_t *x, uint32_t *heads, columns c, int64_t size,
                        const uint16_t *words, int64_t count, int64_t *failed) noexcept nogil
-        int add(int64_t *x, const void *delta, int64_t size, double scale, int sign,
-                int is_float) noexcept nogil
-        void decode(const int64_t *x, double ulp, int64_t size, void *out, int is_float) noexcept nogil
+        int add(int64_t *x, real_source reals, int64_t size, double scale, int sign) noexcept nogil
+        void decode(const int64_t *x, double ulp, int64_t size, void *out,
+                    int is_float) noexcept nogil
+        int64_t fused(fused_program *p, int64_t lo, int64_t hi, int64_t *refused,
+                      int64_t *element) noexcept nogil
     const kernel_table kernel_tables[]
     int KERNEL_TABLES, USUAL_BITS
     int kernel_runs(int k) noexcept
@@ -37,6 +68,7 @@ cdef extern from "kernels.h" nogil:
     int all_small(columns c, int64_t size) noexcept
 
 cdef const kernel_table *table = &kernel_tables[0]
+FUSED_ELEMENTS = FUSED_BLOCK
 
 
 def instruction_sets():
@@ -165,15 +197,16 @@ cdef void *writable(reals):
 def add_floats(int64_t[::1] x, delta, int fraction_bits, int sign):
     cdef Py_ssize_t size = x.shape[0]
     check_sizes(size, len(delta))
-    cdef const void *reals = address(delta)
+    cdef real_source reals
+    reals.at, reals.factor, reals.ulp = address(delta), 1.0, 0.0
+    reals.kind = FROM_FLOATS if delta.dtype.char == "f" else FROM_DOUBLES
     cdef double scale = 2.0 ** fraction_bits
-    cdef int is_float = delta.dtype.char == "f"
     cdef int bad = 0
     if size:
         with nogil:
-            bad = table.add(&x[0], reals, size, scale, sign, is_float)
+            bad = table.add(&x[0], reals, size, scale, sign)
             if bad:
-                table.add(&x[0], reals, size, scale, -sign, is_float)
+                table.add(&x[0], reals, size, scale, -sign)
     return first_refused(x, delta, scale, sign) if bad else -1
 
 
@@ -202,3 +235,71 @@ def decode(const int64_t[::1] x, int fraction_bits, out):
     if size:
         with nogil:
             table.decode(&x[0], ulp, size, reals, is_float)
+
+
+cdef class Fused:
+    """Operations of fused.py on blocks of vectors of one size; arrays are set, then `run`.
+
+    operations: int32, seven columns as in kernels.h. kinds, registers: of the slots.
+    """
+
+    cdef fused_program p
+    cdef fused_slot[64] slots
+    cdef fused_variable[16] variables
+    cdef fused_buffer[16] buffers
+    cdef int32_t[:, ::1] operations
+    cdef double[::1] registers
+    cdef uint16_t[::1] spare
+    cdef list held
+    cdef Py_ssize_t size
+
+    def __init__(self, operations, kinds, registers, Py_ssize_t size, bint backwards):
+        if len(kinds) > 64:
+            raise ValueError(f"{len(kinds)} operands; at most 64 fit.")
+        self.operations, self.size, self.held = operations, size, [None] * 112
+        self.registers = np.zeros((max(registers, default=0) + 1) * FUSED_BLOCK)
+        self.spare = np.zeros(FUSED_BLOCK, np.uint16)
+        for k, (kind, register) in enumerate(zip(kinds, registers, strict=True)):
+            self.slots[k].kind, self.slots[k].at = kind, register
+        self.p.operations = <const fused_operation *>&self.operations[0, 0]
+        self.p.slots, self.p.variables, self.p.buffers = self.slots, self.variables, self.buffers
+        self.p.registers, self.p.spare = &self.registers[0], &self.spare[0]
+        self.p.length, self.p.backwards = len(operations), backwards
+
+    def constant(self, int k, double value):
+        self.slots[k].value = value
+
+    def array(self, int k, reals):
+        check_sizes(self.size, len(reals))
+        self.held[k] = reals
+        self.slots[k].array = writable(reals) if reals.flags.writeable else <void *>address(reals)
+
+    def variable(self, int k, int64_t[::1] x, int fraction_bits):
+        check_sizes(self.size, x.shape[0])
+        self.held[64 + k] = x
+        self.variables[k].x = &x[0] if self.size else NULL
+        self.variables[k].scale, self.variables[k].ulp = 2.0**fraction_bits, 2.0**-fraction_bits
+
+    def buffer(self, int k, uint32_t[::1] heads, Ratios ratios):
+        check_sizes(self.size, heads.shape[0])
+        self.held[80 + k] = heads, ratios
+        self.buffers[k].heads = &heads[0] if self.size else NULL
+        self.buffers[k].c = ratios.c
+
+    def words(self, int k, uint16_t[::1] words, Py_ssize_t count, Py_ssize_t room):
+        check_count(count, words.shape[0], room)
+        self.held[96 + k] = words
+        self.buffers[k].words, self.buffers[k].count = &words[0] if words.shape[0] else NULL, count
+
+    def count(self, int k):
+        return self.buffers[k].count
+
+    def run(self, Py_ssize_t lo, Py_ssize_t hi):
+        """None, or (start of the block, operation, element or -2) that refused; elements before it
+        (after it, backwards) are done, and the block up to that operation."""
+        cdef int64_t refused = 0, element = -1, at
+        if not 0 <= lo <= hi <= self.size:
+            raise ValueError(f"elements {lo} to {hi} of {self.size}.")
+        with nogil:
+            at = table.fused(&self.p, lo, hi, &refused, &element)
+        return None if at < 0 else (at, refused, element)

@@ -19,6 +19,12 @@
 #define INLINE static inline
 #endif
 
+#if defined(__GNUC__) && !defined(__clang__)
+#define NO_OVERLAP _Pragma("GCC ivdep")
+#else
+#define NO_OVERLAP
+#endif
+
 #define INT64_END 9223372036854775808.0
 #define LOW_HALF every(0xffffffff)
 /* Ratio falls back to this d, whose quotients are shifts. */
@@ -33,6 +39,14 @@ typedef struct {
     int usual; /* d is one for all, 2^USUAL_BITS */
     int small; /* every n and d is at most SMALL */
 } columns;
+
+/* Reals to add: see add_as in blocks.h. */
+enum { FROM_DOUBLES, FROM_FLOATS, FROM_INTEGERS };
+typedef struct {
+    const void *at;
+    double factor, ulp; /* ulp: of FROM_INTEGERS */
+    int kind;
+} real_source;
 
 /* z < 2^32*SMALL = 2^50 must stay below 2^51/1.5: see BLOCKS_EXACT in blocks.h */
 #define SMALL 262144
@@ -52,6 +66,49 @@ INLINE void next_divisors(ratio_divisor *n, ratio_divisor *d, columns c, int64_t
     if (c.d_many)
         *d = ratio_divisor_once(c.d[i]);
 }
+
+/* A statement list as operations on blocks of reals ("registers") and of integers; fused.py. */
+#define FUSED_BLOCK 512
+#define FUSED_SOMEWHERE -2
+enum { FUSED_PLUS, FUSED_MINUS, FUSED_TIMES, FUSED_OVER, FUSED_GREATER, FUSED_LESS, FUSED_NEGATE,
+       FUSED_ROOT, FUSED_MAGNITUDE, FUSED_WHERE, FUSED_COPY, FUSED_DECODE, FUSED_EMIT, FUSED_ADD,
+       FUSED_SUBTRACT, FUSED_SCALE, FUSED_UNSCALE };
+enum { FUSED_CONSTANT, FUSED_REGISTER, FUSED_DOUBLES, FUSED_FLOATS };
+
+/* Where a real operand comes from; `in` of an operation numbers slots, -1 for none. FUSED_ADD adds
+ * in[0], or where there is none the variable `out`, times in[1], or 1. */
+typedef struct {
+    int kind, at; /* at: the register, FUSED_FLOATS has one to convert into */
+    double value;
+    void *array;
+} fused_slot;
+
+typedef struct {
+    int op, out, in[3], variable, buffer;
+} fused_operation;
+
+typedef struct {
+    int64_t *x;
+    double scale, ulp;
+} fused_variable;
+
+typedef struct {
+    uint32_t *heads;
+    columns c;
+    uint16_t *words;
+    int64_t count;
+} fused_buffer;
+
+typedef struct {
+    const fused_operation *operations;
+    fused_slot *slots;
+    fused_variable *variables;
+    fused_buffer *buffers;
+    double *registers;
+    uint16_t *spare; /* FUSED_BLOCK words */
+    int64_t length;
+    int backwards;
+} fused_program;
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -104,11 +161,12 @@ typedef struct {
     int64_t (*multiply)(int64_t *, uint32_t *, columns, int64_t, uint16_t *, int64_t);
     int64_t (*divide)(int64_t *, uint32_t *, columns, int64_t, const uint16_t *, int64_t,
                       int64_t *);
-    int (*add)(int64_t *, const void *, int64_t, double, int, int);
+    int (*add)(int64_t *, real_source, int64_t, double, int);
     void (*decode)(const int64_t *, double, int64_t, void *, int);
+    int64_t (*fused)(fused_program *, int64_t, int64_t, int64_t *, int64_t *);
 } kernel_table;
 
-#define TABLE(isa) {#isa, multiply_##isa, divide_##isa, add_##isa, decode_##isa}
+#define TABLE(isa) {#isa, multiply_##isa, divide_##isa, add_##isa, decode_##isa, fused_##isa}
 static const kernel_table kernel_tables[] = {
     TABLE(baseline),
 #ifdef REVGRAD_MULTIVERSION
