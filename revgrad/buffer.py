@@ -7,7 +7,14 @@ one gmpy2 integer per element: slow, for ratios of any size, and an oracle for t
 
 from __future__ import annotations
 
+import io
+import itertools
+import json
+import os
 import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
@@ -16,7 +23,7 @@ import numpy.typing as npt
 from gmpy2 import log2, mpz
 
 from revgrad._ext import kernel
-from revgrad._ext.reference import LOW
+from revgrad._ext.reference import LOW, Stuck, empty_buffer
 from revgrad.errors import BufferEmpty, FixedOverflow, RatioRefused
 from revgrad.ratio import Ratio
 
@@ -28,6 +35,7 @@ SEALED = 2**19  # words in each sealed segment
 OPEN = 3 * 2**18  # words in the open array at most; OPEN - SEALED >= 4 * CHUNK
 SEGMENT_BYTES = 2**21  # law 2: nbytes <= bits/8 + 4 per element + SEGMENT_BYTES
 POINTER = 8
+LANES = 8  # spans begin at multiples, which keeps vectors whole
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: multiples of it fill [0, 2**64) evenly
 BEND = 0x54080000  # 0.6565 * 2**31, which bends a straight line nearest to 2**p
 
@@ -52,31 +60,52 @@ class Tail:
     """A stack of 16-bit words: sealed segments of SEALED words each under an open array.
 
     open[:count] is the top of the stack. A call pushes or pops at most CHUNK words. Sealing
-    leaves seven times as many open and unsealing waits until fewer are left, so that pushing and
-    popping cost time linear in the words moved.
+    leaves as many open again and unsealing waits until fewer are left, so that pushing and popping
+    cost time linear in the words moved. Under the stack lie zeros without end, of which `borrowed`
+    were taken; its lowest word is none of them, so equal contents look equal.
+    memory_limit: bytes of sealed segments kept in memory; older ones go to a private file without
+    a name in `directory` and are checked when they come back.
     """
 
-    __slots__ = ("count", "open", "sealed")
+    __slots__ = (
+        "_checks", "_file", "borrowed", "count", "directory", "memory_limit", "open", "sealed"
+    )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, memory_limit: int | None = None, directory: Any = None) -> None:
         self.open = np.empty(0, np.uint16)
-        self.count = 0
+        self.count = self.borrowed = 0
         self.sealed: list[mpz] = []
+        self.memory_limit, self.directory = memory_limit, directory
+        self._file: Any = None
+        self._checks: list[bytes] = []  # of the segments in the file
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
     @property
     def words(self) -> int:
-        return len(self.sealed) * SEALED + self.count
+        return self.segments * SEALED + self.count - self.borrowed
+
+    @property
+    def segments(self) -> int:
+        return len(self._checks) + len(self.sealed)
 
     @property
     def nbytes(self) -> int:
         sealed = sum(sys.getsizeof(segment) + POINTER for segment in self.sealed)
-        return self.open.nbytes + sealed
+        checks = sum(sys.getsizeof(check) + POINTER for check in self._checks)
+        return self.open.nbytes + sealed + checks
+
+    @property
+    def nbytes_on_disk(self) -> int:
+        return len(self._checks) * 2 * SEALED
 
     def reserve(self, room: int) -> None:
         """Make room in the open array for `room` <= CHUNK words more."""
         needed = self.count + room
         if needed > OPEN:
-            self.sealed.append(_sealed(self.open[:SEALED]))
+            self._seal(_sealed(self.open[:SEALED]))
             self.count -= SEALED
             self.open[: self.count] = self.open[SEALED : SEALED + self.count]
         elif needed > len(self.open):
@@ -84,30 +113,113 @@ class Tail:
 
     def require(self, wanted: int) -> None:
         """Have `wanted` <= CHUNK words in the open array, or all there are."""
-        if self.count >= wanted or not self.sealed:
+        if self.count >= wanted or not self.segments:
             return
         if len(self.open) < OPEN:
             self._grow(OPEN)
+        segment = self._unseal()
         self.open[SEALED : SEALED + self.count] = self.open[: self.count]
-        self.open[:SEALED] = _unsealed(self.sealed.pop())
+        self.open[:SEALED] = segment
         self.count += SEALED
 
+    def borrow(self, wanted: int) -> None:
+        """Have `wanted` <= CHUNK words in the open array, zeros from under the stack if need be."""
+        self.require(wanted)
+        missing = wanted - self.count
+        if missing > 0:
+            self.reserve(missing)
+            self.open[missing:wanted] = self.open[: self.count].copy()
+            self.open[:missing] = 0
+            self.count, self.borrowed = wanted, self.borrowed + missing
+
+    def give_back(self) -> None:
+        """Return the zeros at the bottom to those under the stack."""
+        if self.borrowed and not self.segments:
+            bottom = self.open[: min(self.count, self.borrowed)]
+            zeros = int(np.argmax(bottom != 0)) if bottom.any() else len(bottom)
+            self.open[: self.count - zeros] = self.open[zeros : self.count].copy()
+            self.count, self.borrowed = self.count - zeros, self.borrowed - zeros
+
+    def push(self, words: npt.NDArray[np.uint16]) -> None:
+        """Put any number of words on top."""
+        for start in range(0, len(words), CHUNK):
+            part = words[start : start + CHUNK]
+            self.reserve(len(part))
+            self.open[self.count : self.count + len(part)] = part
+            self.count += len(part)
+
+    def pop(self, wanted: int) -> npt.NDArray[np.uint16]:
+        """Take off the `wanted` <= words topmost."""
+        out = np.empty(wanted, np.uint16)
+        while wanted:
+            self.require(min(wanted, CHUNK))
+            part = min(wanted, CHUNK, self.count)
+            out[wanted - part : wanted] = self.open[self.count - part : self.count]
+            self.count, wanted = self.count - part, wanted - part
+        return out
+
     def copy(self) -> Tail:
-        twin = Tail()
+        twin = Tail(self.memory_limit, self.directory)
         twin.open, twin.count = self.open[: self.count].copy(), self.count
-        twin.sealed = self.sealed.copy()
+        twin.borrowed = self.borrowed
+        for k in range(len(self._checks)):
+            twin._seal(mpz.from_bytes(self._read(k), "little"))
+        for segment in self.sealed:
+            twin._seal(segment)
         return twin
+
+    def pieces(self) -> Iterator[bytes]:
+        """All words, oldest first."""
+        for k in range(len(self._checks)):
+            yield self._read(k)
+        for segment in self.sealed:
+            yield segment.to_bytes(2 * SEALED, "little")
+        yield self.open[: self.count].astype("<u2").tobytes()
 
     def feed(self, digest: Any) -> None:
         """Give all words to a hash, oldest first, wherever segments are cut."""
-        for segment in self.sealed:
-            digest.update(segment.to_bytes(2 * SEALED, "little"))
-        digest.update(self.open[: self.count].astype("<u2").tobytes())
+        for piece in self.pieces():
+            digest.update(piece)
 
     def _grow(self, capacity: int) -> None:
         larger = np.empty(capacity, np.uint16)
         larger[: self.count] = self.open[: self.count]
         self.open = larger
+
+    def _seal(self, segment: mpz) -> None:
+        self.sealed.append(segment)
+        if self.memory_limit is not None and len(self.sealed) * 2 * SEALED > self.memory_limit:
+            self._write(self.sealed[0].to_bytes(2 * SEALED, "little"))
+            del self.sealed[0]
+
+    def _unseal(self) -> npt.NDArray[np.uint16]:
+        if self.sealed:
+            return _unsealed(self.sealed.pop())
+        segment = np.frombuffer(self._read(len(self._checks) - 1), "<u2")
+        self._checks.pop()
+        return segment
+
+    def _write(self, segment: bytes) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self.directory)
+        self._file.seek(len(self._checks) * 2 * SEALED)
+        self._file.write(segment)
+        self._file.flush()
+        self._checks.append(_check(segment))
+
+    def _read(self, k: int) -> bytes:
+        self._file.seek(k * 2 * SEALED)
+        segment = bytes(self._file.read(2 * SEALED))
+        if _check(segment) != self._checks[k]:
+            raise OSError(
+                f"segment {k} of an information buffer came back changed from its temporary file in "
+                f"{self.directory or tempfile.gettempdir()}; the run cannot be reversed."
+            )
+        return segment
+
+
+def _check(content: bytes) -> bytes:
+    return blake2b(content, digest_size=16).digest()
 
 
 def _sealed(words: npt.NDArray[np.uint16]) -> mpz:
@@ -125,27 +237,49 @@ class InformationBuffer:
         first_heads(size). Elements go in index order, so slices of one vector may be multiplied
         apart, and undone in the opposite order.
     keep=False: heads move alike, but words are counted and dropped; then only `restore` goes back.
+    memory_limit, directory: sealed words beyond so many bytes go to a temporary file there.
+    A ratio above 1 takes words back, and zeros once there are none; from then on the buffer cannot
+    know that it is empty.
     """
 
-    __slots__ = ("_dropped", "_tail", "heads", "keep")
+    __slots__ = ("_dropped", "_lent", "_tail", "heads", "keep")
 
-    def __init__(self, size: int, *, keep: bool = True) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        keep: bool = True,
+        memory_limit: int | None = None,
+        directory: Any = None,
+    ) -> None:
         self.heads = first_heads(size)
         self.keep = keep
-        self._tail = Tail()
+        self._tail = Tail(memory_limit, directory)
         self._dropped = 0
+        self._lent = False  # whether zeros were ever taken
 
     def multiply(self, x: Int64s, ratio: Ratio, lo: int = 0) -> None:
         """x <- x * n/d in place, within n ulp.
 
         x: contiguous int64 vector, belonging to heads[lo : lo + len(x)].
-        ratio: one for all or one per element, n <= d <= 2**24.
-        Raises: RatioRefused, with nothing changed.
+        ratio: one for all or one per element, n and d at most 2**24, n/d in [2**-16, 2**16].
+        Raises: RatioRefused, FixedOverflow (above 1 only), with nothing changed.
         """
         heads = _belonging(self.heads, x, lo)
-        _check_narrow(ratio, x)
-        if not isinstance(ratio.n, int) or ratio.n != ratio.d:
-            self._advance(x, heads, ratio, 0)
+        down, up = _parts(ratio, x)
+        if up is not None and not self.keep:
+            raise RatioRefused("a ratio above 1 needs the words; make the buffer with keep=True.")
+        if down is not None:
+            self._advance(x, heads, down)
+        if up is not None:
+            lent = self._lent
+            try:
+                self._retreat(x, heads, up, lend=True)
+            except Stuck as error:
+                self._lent = lent
+                if down is not None:
+                    self._retreat(x, heads, down, lend=False)
+                raise _left_int64(False, error.index, *_at(ratio, error.index)) from None
 
     def divide(self, x: Int64s, ratio: Ratio, lo: int = 0) -> None:
         """The exact undo of the last `multiply`, which had the same ratio, lo and length.
@@ -153,37 +287,102 @@ class InformationBuffer:
         Raises: BufferEmpty, RatioRefused, with x, heads and words unchanged.
         """
         heads = _belonging(self.heads, x, lo)
-        _check_narrow(ratio, x)
+        down, up = _parts(ratio, x)
         _check_kept(self.keep)
-        if isinstance(ratio.n, int) and ratio.n == ratio.d:
+        if up is not None:
+            self._advance(x, heads, up)
+        if down is not None:
+            try:
+                self._retreat(x, heads, down, lend=self._lent)
+            except Stuck:
+                if up is not None:
+                    self._retreat(x, heads, up, lend=True)
+                raise
+
+    def _retreat(self, x: Int64s, heads: Heads, ratio: Ratio, lend: bool) -> None:
+        """Divide all elements, from the last; lend: zeros where words are wanting."""
+        self._lent |= lend
+        if not lend and self._retreat_in_threads(x, heads, ratio):
             return
+        tail = self._tail
         for start in reversed(range(0, len(x), CHUNK)):
             part = slice(start, start + CHUNK)
             n, d = _digits(ratio, part)
-            self._tail.require(len(x[part]))
-            tail = self._tail
+            (tail.borrow if lend else tail.require)(len(x[part]))
             try:
                 tail.count = kernel.divide(x[part], heads[part], n, d, tail.open, tail.count)
-            except BufferEmpty:
+            except Stuck as error:
                 self._advance(x, heads, ratio, start + CHUNK)
-                raise
+                raise empty_buffer(start + error.index) from None
+            finally:
+                tail.give_back()
 
-    def _advance(self, x: Int64s, heads: Heads, ratio: Ratio, first: int) -> None:
+    def _advance(self, x: Int64s, heads: Heads, ratio: Ratio, first: int = 0) -> None:
         """Multiply the elements from `first` on."""
         tail = self._tail
+        if first == 0 and self._advance_in_threads(x, heads, ratio):
+            return
         for start in range(first, len(x), CHUNK):
             part = slice(start, start + CHUNK)
             n, d = _digits(ratio, part)
             tail.reserve(len(x[part]))
-            tail.count = kernel.multiply(x[part], heads[part], n, d, tail.open, tail.count)
-            if not self.keep:
-                self._dropped, tail.count = self._dropped + tail.count, 0
+            self.take_back(kernel.multiply(x[part], heads[part], n, d, tail.open, tail.count))
+
+    def _advance_in_threads(self, x: Int64s, heads: Heads, ratio: Ratio) -> bool:
+        """Multiply spans at once and put their words down in order; False for small vectors."""
+        spans = _spans(len(x))
+        if len(spans) < 2:
+            return False
+
+        def multiply(part: slice) -> npt.NDArray[np.uint16]:
+            words = np.empty(len(x[part]), np.uint16)
+            count = kernel.multiply(x[part], heads[part], *_digits(ratio, part), words, 0)
+            return words[:count]
+
+        for words in _at_once(multiply, spans):
+            if self.keep:
+                self._tail.push(words)
+            else:
+                self._dropped += len(words)
+        self._tail.give_back()
+        return True
+
+    def _retreat_in_threads(self, x: Int64s, heads: Heads, ratio: Ratio) -> bool:
+        """Divide spans at once, each with its own words; False, with nothing changed, where the
+        vector is small or some element refuses."""
+        spans = _spans(len(x))
+        if len(spans) < 2:
+            return False
+        count = lambda part: kernel.count_pops(x[part], heads[part], *_digits(ratio, part))
+        ends = np.cumsum(_at_once(count, spans)).tolist()
+        if ends[-1] > self._tail.segments * SEALED + self._tail.count:
+            return False
+        words = self._tail.pop(ends[-1])
+
+        def divide(job: tuple[slice, int, int]) -> bool:
+            part, lo, hi = job
+            mine = words[lo:hi]
+            try:
+                kernel.divide(x[part], heads[part], *_digits(ratio, part), mine, hi - lo)
+            except Stuck:
+                return False
+            return True
+
+        jobs = list(zip(spans, [0, *ends], ends, strict=False))
+        done = _at_once(divide, jobs)
+        if all(done):
+            return True
+        for part in (span for span, good in zip(spans, done, strict=True) if good):
+            again = np.empty(len(x[part]), np.uint16)
+            kernel.multiply(x[part], heads[part], *_digits(ratio, part), again, 0)
+        self._tail.push(words)
+        return False
 
     def lend(self, elements: int, popping: bool) -> tuple[Any, int, int]:
         """(stack, count, room for a word per element), for a kernel call on so many <= CHUNK."""
         if popping:
             _check_kept(self.keep)
-            self._tail.require(elements)
+            (self._tail.borrow if self._lent else self._tail.require)(elements)
             return self._tail.open, self._tail.count, 0
         self._tail.reserve(elements)
         return self._tail.open, self._tail.count, elements
@@ -193,10 +392,11 @@ class InformationBuffer:
         self._tail.count = count
         if not self.keep:
             self._dropped, self._tail.count = self._dropped + count, 0
+        self._tail.give_back()
 
     @property
     def words(self) -> int:
-        """Words spilled so far, dropped ones included."""
+        """Words spilled so far, dropped ones included, less the zeros taken."""
         return self._dropped + self._tail.words
 
     @property
@@ -207,27 +407,32 @@ class InformationBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: heads, sealed segments and the open array.
+        """Bytes held in memory: heads, sealed segments and the open array.
 
         At most bits/8 + 4 per element + SEGMENT_BYTES.
         """
         return self.heads.nbytes + self._tail.nbytes
 
+    @property
+    def nbytes_on_disk(self) -> int:
+        """Bytes of sealed words in the temporary file."""
+        return self._tail.nbytes_on_disk
+
     def digest(self) -> bytes:
         """16 bytes that tell buffers of different content apart; words count if they are kept."""
         digest = blake2b(digest_size=16)
         digest.update(self.heads.astype("<u4").tobytes())
-        digest.update(self.words.to_bytes(8, "little"))
+        digest.update(self.words.to_bytes(8, "little", signed=True))
         self._tail.feed(digest)
         return digest.digest()
 
-    def snapshot(self) -> tuple[Heads, int, Tail]:
-        """What `restore` needs: a copy of the heads, the count of words, and those kept."""
-        return self.heads.copy(), self._dropped, self._tail.copy()
+    def snapshot(self) -> tuple[Heads, int, bool, Tail]:
+        """What `restore` needs: a copy of the heads, of the counts, and of the words kept."""
+        return self.heads.copy(), self._dropped, self._lent, self._tail.copy()
 
-    def restore(self, snapshot: tuple[Heads, int, Tail]) -> None:
+    def restore(self, snapshot: tuple[Heads, int, bool, Tail]) -> None:
         """Go back to a snapshot of this buffer or of one of the same size; it stays usable."""
-        heads, self._dropped, tail = snapshot
+        heads, self._dropped, self._lent, tail = snapshot
         self.heads[:] = heads
         self._tail = tail.copy()
 
@@ -235,6 +440,36 @@ class InformationBuffer:
         twin = InformationBuffer(len(self.heads), keep=self.keep)
         twin.restore(self.snapshot())
         return twin
+
+    def save(self, path: Any) -> None:
+        """Write the buffer to a file, in the safetensors layout; a crash leaves none or a whole one.
+
+        Raises: OSError.
+        """
+        state = {
+            "dropped": self._dropped, "lent": int(self._lent), "keep": int(self.keep),
+            "borrowed": self._tail.borrowed,
+        }  # fmt: skip
+        held = 2 * (self._tail.segments * SEALED + self._tail.count)
+        heads = self.heads.astype("<u4").tobytes()
+        _save(path, state, [("heads", "U32", len(heads)), ("words", "U16", held)],
+              itertools.chain([heads], self._tail.pieces()))  # fmt: skip
+
+    @classmethod
+    def load(
+        cls, path: Any, *, memory_limit: int | None = None, directory: Any = None
+    ) -> InformationBuffer:
+        """The buffer that was saved. Raises: ValueError for a file with any byte changed."""
+        with _Saved(path, ("heads", "words")) as file:
+            buffer = cls(0, memory_limit=memory_limit, directory=directory)
+            buffer.heads = np.frombuffer(file.read("heads"), "<u4").astype(np.uint32)
+            for piece in file.pieces("words", 2 * CHUNK):
+                buffer._tail.push(np.frombuffer(piece, "<u2").astype(np.uint16))
+            file.finish()
+            buffer.keep, buffer._lent = bool(file.state["keep"]), bool(file.state["lent"])
+            buffer._dropped = file.state["dropped"]
+            buffer._tail.borrowed = file.state["borrowed"]
+        return buffer
 
 
 class BignumBuffer:
@@ -310,6 +545,132 @@ class BignumBuffer:
         twin.restore(self._digits)
         return twin
 
+    def save(self, path: Any) -> None:
+        """Write the buffer to a file, as InformationBuffer.save does. Raises: OSError."""
+        lengths = [(digits.bit_length() + 7) // 8 for digits in self._digits]
+        content = [np.array(lengths, "<i8").tobytes()]
+        content += [b.to_bytes(k, "little") for b, k in zip(self._digits, lengths, strict=True)]
+        tensors = [("lengths", "I64", 8 * len(lengths)), ("digits", "U8", sum(lengths))]
+        _save(path, {"keep": int(self.keep)}, tensors, content)
+
+    @classmethod
+    def load(cls, path: Any) -> BignumBuffer:
+        """The buffer that was saved. Raises: ValueError for a file with any byte changed."""
+        with _Saved(path, ("lengths", "digits")) as file:
+            lengths = np.frombuffer(file.read("lengths"), "<i8").tolist()
+            digits = io.BytesIO(file.read("digits"))
+            file.finish()
+            buffer = cls(0, keep=bool(file.state["keep"]))
+            buffer._digits = [mpz.from_bytes(digits.read(k), "little") for k in lengths]
+        return buffer
+
+
+FORMAT = "revgrad buffer 1"
+CHECKSUM = 16  # bytes
+ITEM = {"U32": 4, "U16": 2, "U8": 1, "I64": 8}
+
+
+def _header(state: dict[str, int], tensors: list[tuple[str, str, int]], checksum: str) -> bytes:
+    """The safetensors header: its length, and JSON padded to a multiple of 8 bytes."""
+    metadata = {"format": FORMAT, "checksum": checksum, "state": json.dumps(state, sort_keys=True)}
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for name, kind, length in tensors:
+        shape, offsets = [length // ITEM[kind]], [at, at + length]
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": offsets}
+        at += length
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _save(
+    path: Any, state: dict[str, int], tensors: list[tuple[str, str, int]], content: Iterable[bytes]
+) -> None:
+    """Write header and content beside `path` and move them there; the checksum covers every byte."""
+    folder, name = os.path.split(os.path.abspath(path))
+    unsigned = _header(state, tensors, "0" * 2 * CHECKSUM)
+    digest = blake2b(unsigned, digest_size=CHECKSUM)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", delete=False) as file:
+        try:
+            file.write(unsigned)
+            for piece in content:
+                digest.update(piece)
+                file.write(piece)
+            file.seek(0)
+            file.write(_header(state, tensors, digest.hexdigest()))
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+class _Saved:
+    """A saved buffer that is being read; nothing in it is trusted before `finish`."""
+
+    def __init__(self, path: Any, names: tuple[str, ...]) -> None:
+        self.path, self._file = path, open(path, "rb")
+        try:
+            self._read_header(names, os.fstat(self._file.fileno()).st_size)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            self._file.close()
+            raise self._refusal("its header is not one of revgrad's") from error
+
+    def _read_header(self, names: tuple[str, ...], size: int) -> None:
+        length = int.from_bytes(self._file.read(8), "little")
+        if not 0 < length <= min(size - 8, 2**16):
+            raise ValueError(length)
+        entries = json.loads(self._file.read(length))
+        metadata = entries["__metadata__"]
+        self.checksum, self.state = metadata["checksum"], json.loads(metadata["state"])
+        self.lengths: dict[str, int] = {}
+        tensors = []
+        for name in names:
+            lo, hi = entries[name]["data_offsets"]
+            self.lengths[name] = hi - lo
+            tensors.append((name, entries[name]["dtype"], hi - lo))
+        if sum(self.lengths.values()) != size - 8 - length or min(self.lengths.values()) < 0:
+            raise ValueError("length")
+        # what is read is what this release writes, to the byte
+        self._file.seek(0)
+        if self._file.read(8 + length) != _header(self.state, tensors, self.checksum):
+            raise ValueError("header")
+        self._digest = blake2b(
+            _header(self.state, tensors, "0" * 2 * CHECKSUM), digest_size=CHECKSUM
+        )
+
+    def read(self, name: str) -> bytes:
+        return b"".join(self.pieces(name, 2**20))
+
+    def pieces(self, name: str, most: int) -> Iterator[bytes]:
+        left = self.lengths[name]
+        while left:
+            piece = self._file.read(min(left, most))
+            if not piece:
+                raise self._refusal("it ends too early")
+            left -= len(piece)
+            self._digest.update(piece)
+            yield piece
+
+    def finish(self) -> None:
+        """Raises: ValueError unless every byte is as it was written."""
+        if self._digest.hexdigest() != self.checksum:
+            raise self._refusal("its checksum does not match")
+
+    def _refusal(self, why: str) -> ValueError:
+        return ValueError(
+            f"{self.path} is damaged or no saved buffer ({FORMAT}): {why}; "
+            "load an intact copy with the release that wrote it."
+        )
+
+    def __enter__(self) -> _Saved:
+        return self
+
+    def __exit__(self, *_error: Any) -> None:
+        self._file.close()
+
 
 def _check_kept(keep: bool) -> None:
     if not keep:
@@ -347,13 +708,15 @@ def _check_ratio(ratio: Ratio, x: Int64s) -> None:
         raise ValueError(f"ratios of shape {ratio.n.shape} for x of shape {x.shape}; pass equal.")
 
 
-def _check_narrow(ratio: Ratio, x: Int64s) -> None:
+def _parts(ratio: Ratio, x: Int64s) -> tuple[Ratio | None, Ratio | None]:
     _check_ratio(ratio, x)
-    if not ratio.narrow:
-        raise RatioRefused(
-            "a ratio is above 1, below 2**-16 or has d > 2**24, which the heads of an "
-            "InformationBuffer cannot hold; use a BignumBuffer."
-        )
+    return ratio.parts
+
+
+def _at(ratio: Ratio, index: int) -> tuple[int, int]:
+    if isinstance(ratio.n, int):
+        return ratio.n, ratio.d
+    return int(ratio.n[index]), int(ratio.d[index])
 
 
 def _digits(ratio: Ratio, part: slice) -> tuple[Any, Any]:
@@ -361,5 +724,56 @@ def _digits(ratio: Ratio, part: slice) -> tuple[Any, Any]:
     n, d = ratio.columns
     return n if isinstance(n, int) else n[part], d if isinstance(d, int) else d[part]
 
+
+# Threads: a vector is cut into as many spans, whose words are put down in index order.
+
+SPAN = 2**18  # elements, at least: 0.1 ms, a few times what waking a thread takes
+_pool: ThreadPoolExecutor | None = None
+
+
+def _default_threads() -> int:
+    wanted = os.environ.get("REVGRAD_THREADS")
+    usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return max(1, int(wanted)) if wanted else min(8, len(usable))
+
+
+_threads = _default_threads()
+
+
+def threads(count: int | None = None) -> int:
+    """How many threads scale a large vector; with a count, so many from now on. No bit depends on
+    it. Starts at REVGRAD_THREADS, or the number of processors, at most 8."""
+    global _threads
+    if count is not None:
+        if count < 1:
+            raise ValueError(f"{count} threads; pass at least 1.")
+        _threads = count
+    return _threads
+
+
+def _spans(size: int) -> list[slice]:
+    pieces = max(1, min(_threads, size // SPAN))
+    step = -(-size // pieces // LANES) * LANES or 1
+    return [slice(lo, min(lo + step, size)) for lo in range(0, size, step)]
+
+
+def _at_once(function: Callable[[Any], Any], jobs: list[Any]) -> list[Any]:
+    """[function(job) for job in jobs], at once; this thread does the last."""
+    global _pool
+    if _pool is None or _pool._max_workers < len(jobs) - 1:
+        _pool = ThreadPoolExecutor(max(len(jobs) - 1, _threads))
+    others = [_pool.submit(function, job) for job in jobs[:-1]]
+    last = function(jobs[-1])
+    return [*(other.result() for other in others), last]
+
+
+def _forget_pool() -> None:
+    """A child process has no threads of its parent's."""
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
 
 assert LOW == 2**16, "first_heads is written for this LOW"

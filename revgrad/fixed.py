@@ -200,7 +200,8 @@ class FusedStep:
     ) -> None:
         """Execute all statements, then decode variables into the arrays of `emit`.
 
-        reads: numbers, and float32 or float64 vectors, by name; variables are read from the state.
+        reads: numbers, and vectors (float64, or float32 taken as such), by name; variables are read
+            from the state.
         ratios: for each variable that is scaled.
         Raises: FixedOverflow, BufferEmpty, RatioRefused, with variables and buffers unchanged.
         """
@@ -292,7 +293,8 @@ class FusedStep:
             target = self.variables[s.target].view(lo, hi)
             (target.subtract if self.undone else target.add)(s.delta(**now))
         except FixedOverflow as error:
-            return FixedOverflow(str(error), index=lo + (error.index or 0))
+            said = str(error).removeprefix(f"element {error.index}")
+            return FixedOverflow(f"element {lo + error.index}{said}", index=lo + error.index)
         except BufferEmpty as error:
             return error
         raise AssertionError("a block was refused that its statement takes")
@@ -300,7 +302,8 @@ class FusedStep:
     def _part(self, name: str, reads: dict, lo: int, hi: int) -> Any:
         if name in self.variables:
             return self.variables[name].view(lo, hi).decode()
-        return reads[name][lo:hi] if np.ndim(reads[name]) else reads[name]
+        value = reads[name]
+        return value[lo:hi].astype(np.float64, copy=False) if np.ndim(value) else value
 
     def _one_by_one(self, reads: dict, ratios: dict) -> None:
         for k, s in enumerate(self.statements):

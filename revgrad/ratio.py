@@ -40,6 +40,9 @@ class Ratio:
     d: Any
     narrow: bool = field(init=False, repr=False)
     _columns: list[tuple[Any, Any]] = field(init=False, repr=False, default_factory=list)
+    _parts: list[tuple[Ratio | None, Ratio | None]] = field(
+        init=False, repr=False, default_factory=list
+    )
 
     def __post_init__(self) -> None:
         if np.ndim(self.n) or np.ndim(self.d):
@@ -76,6 +79,32 @@ class Ratio:
         if not self._columns:
             self._columns.append((_column(self.n), _column(self.d)))
         return self._columns[0]
+
+    @property
+    def parts(self) -> tuple[Ratio | None, Ratio | None]:
+        """(down, up): the ratio is down/up, both narrow, None for 1; made once.
+
+        Raises: RatioRefused where there are no such parts.
+        """
+        if not self._parts:
+            self._parts.append(self._split())
+        return self._parts[0]
+
+    def _split(self) -> tuple[Ratio | None, Ratio | None]:
+        n, d = self.n, self.d
+        if isinstance(n, int):
+            down, up = (self, None) if n <= d else (None, self.inverse)
+            down = None if n == d else down
+        else:
+            rises = n > d
+            down = None if (n >= d).all() else Ratio(np.where(rises, 1, n), np.where(rises, 1, d))
+            up = Ratio(np.where(rises, d, 1), np.where(rises, n, 1)) if rises.any() else None
+        if not all(part is None or part.narrow for part in (down, up)):
+            raise RatioRefused(
+                "a ratio is below 2**-16 or above 2**16, or has n or d > 2**24, which the heads of "
+                "an InformationBuffer cannot hold; use a BignumBuffer."
+            )
+        return down, up
 
     @property
     def value(self) -> Any:

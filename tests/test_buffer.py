@@ -1,8 +1,13 @@
 """Information buffers: whatever is multiplied can be divided back, at log2(d/n) bits a step."""
 
 import math
+import os
+import subprocess
+import sys
+import tempfile
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -41,6 +46,17 @@ def ratios_for(draw, size):
     return Ratio(*np.array(many, np.int64).reshape(size, 2).T)
 
 
+@st.composite
+def rises(draw, size):
+    """One ratio above 1, or some for each of `size` elements among others."""
+    n, d = draw(pairs())
+    if draw(st.booleans()):
+        return Ratio(d, n)
+    down = [draw(pairs()) for _ in range(size)]
+    chosen = [pair[:: draw(st.sampled_from([1, -1]))] for pair in down]
+    return Ratio(*np.array(chosen, np.int64).reshape(size, 2).T)
+
+
 @contextmanager
 def small_segments(chunk=2, sealed=5, open_words=20):
     """Segments so small that a few elements seal and unseal them."""
@@ -52,9 +68,8 @@ def contents(buffer):
     """All that a buffer holds: heads and words, or big integers."""
     if isinstance(buffer, BignumBuffer):
         return [int(digits) for digits in buffer.snapshot()]
-    stack = buffer._tail
-    sealed = [module._unsealed(segment) for segment in stack.sealed]
-    return buffer.heads.tolist(), np.concatenate([*sealed, stack.open[: stack.count]]).tolist()
+    words = np.frombuffer(b"".join(buffer._tail.pieces()), "<u2")
+    return buffer.heads.tolist(), words.tolist()
 
 
 def check_round_trip(buffer, x, ratios, lo=0):
@@ -85,7 +100,8 @@ class Buffers(RuleBasedStateMachine):
     def start(self, values):
         self.segments = small_segments()
         self.segments.__enter__()
-        self.x, self.buffer = np.array(values, np.int64), InformationBuffer(self.size)
+        self.x = np.array(values, np.int64)
+        self.buffer = InformationBuffer(self.size, memory_limit=25)  # two segments of ten bytes
         self.first = self.state()
         self.done, self.kept = [], []
 
@@ -98,6 +114,17 @@ class Buffers(RuleBasedStateMachine):
         ratio = data.draw(ratios_for(hi - lo))
         self.buffer.multiply(self.x[lo:hi], ratio, lo)
         self.done.append((lo, hi, ratio))
+
+    @rule(data=st.data(), lo=st.integers(0, size), length=st.integers(0, size))
+    def rise(self, data, lo, length):
+        hi = min(lo + length, self.size)
+        ratio, before = data.draw(rises(hi - lo)), self.state()
+        try:
+            self.buffer.multiply(self.x[lo:hi], ratio, lo)
+        except FixedOverflow:
+            assert self.state() == before
+        else:
+            self.done.append((lo, hi, ratio))
 
     @rule(
         ratio=st.sampled_from([Ratio(1, 2), Ratio(9, 10), Ratio(1, WORD)]), times=st.integers(1, 9)
@@ -117,7 +144,7 @@ class Buffers(RuleBasedStateMachine):
     def refuse(self):
         before = self.state()
         with pytest.raises(RatioRefused):
-            self.buffer.multiply(self.x, Ratio(np.array([1] * 5 + [3]), np.array([2] * 6)))
+            self.buffer.multiply(self.x, Ratio(np.array([1] * 6), np.array([2] * 5 + [WORD + 1])))
         with pytest.raises(ValueError, match="elements 1 to 7"):
             self.buffer.divide(self.x, Ratio(1, 2), 1)
         assert self.state() == before
@@ -135,6 +162,15 @@ class Buffers(RuleBasedStateMachine):
         assert self.state() == state
 
     @rule()
+    def save(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.buffer.save(Path(folder) / "buffer")
+            loaded = InformationBuffer.load(Path(folder) / "buffer", memory_limit=25)
+        assert contents(loaded) == contents(self.buffer)
+        assert loaded.digest() == self.buffer.digest()
+        self.buffer = loaded
+
+    @rule()
     def copy(self):
         twin = self.buffer.copy()
         before = self.state()
@@ -145,8 +181,10 @@ class Buffers(RuleBasedStateMachine):
     def heads_stay_in_their_interval(self):
         if hasattr(self, "buffer"):
             assert np.all(self.buffer.heads >= LOW)
-            assert self.buffer.words == len(contents(self.buffer)[1]) >= 0
-            assert self.buffer.bits >= -1e-9
+            tail = self.buffer._tail
+            assert self.buffer.words == len(contents(self.buffer)[1]) - tail.borrowed
+            assert not tail.borrowed or not contents(self.buffer)[1] or contents(self.buffer)[1][0]
+            assert len(tail.sealed) <= 2 and (self.buffer.bits >= -1e-9 or self.buffer._lent)
 
     def teardown(self):
         if not hasattr(self, "buffer"):
@@ -395,15 +433,202 @@ def test_what_is_no_vector_of_the_buffer_is_refused(make):
             function(np.zeros(4, np.int64), Ratio(np.array([1, 1]), np.array([2, 2])))
 
 
-@pytest.mark.parametrize("pair", [(3, 2), (1, WORD + 1), (1, D_MAX + 1), (D_MAX, D_MAX + 1)])
+@pytest.mark.parametrize("pair", [(WORD + 1, 1), (1, WORD + 1), (1, D_MAX + 1), (D_MAX, D_MAX + 1)])
 def test_wide_ratios_are_sent_to_bignums(pair):
-    x, buffer = large_vector(3) >> 3, InformationBuffer(3)
+    x, buffer = large_vector(3) >> 24, InformationBuffer(3)
     start = x.copy()
     for function in (buffer.multiply, buffer.divide):
         with pytest.raises(RatioRefused, match="BignumBuffer"):
             function(x, Ratio(*pair))
     assert np.array_equal(x, start)
     check_round_trip(BignumBuffer(3), x, [Ratio(*pair)])
+
+
+# Ratios above 1: words come back, then zeros.
+
+
+def test_a_rise_takes_back_the_bits_that_a_fall_has_left():
+    x, buffer = large_vector(1000) >> 20, InformationBuffer(1000)
+    start = x.copy()
+    for _ in range(40):
+        buffer.multiply(x, Ratio(9, 10))
+    held = buffer.bits
+    for _ in range(20):
+        buffer.multiply(x, Ratio(10, 9))
+    assert abs(buffer.bits - held / 2) < 0.01 * held
+    for ratio in [Ratio(10, 9)] * 20 + [Ratio(9, 10)] * 40:
+        buffer.divide(x, ratio)
+    assert np.array_equal(x, start) and buffer.digest() == InformationBuffer(1000).digest()
+
+
+@pytest.mark.parametrize("rise", [Ratio(2, 1), Ratio(WORD, 1), Ratio(65536, 58982)])
+def test_an_empty_buffer_supplies_zeros_reversibly(rise):
+    x, buffer = large_vector(300) >> 40, InformationBuffer(300)
+    start, steps = x.copy(), 1 if rise.n == WORD * rise.d else 12
+    with small_segments(chunk=64, sealed=200, open_words=600):
+        for _ in range(steps):
+            buffer.multiply(x, rise)
+        assert buffer.words < 0
+        for _ in range(30):
+            buffer.multiply(x, Ratio(1, 7))
+        for ratio in [Ratio(1, 7)] * 30 + [rise] * steps:
+            buffer.divide(x, ratio)
+    assert np.array_equal(x, start) and buffer.digest() == InformationBuffer(300).digest()
+
+
+def test_a_rise_out_of_int64_is_refused_and_changes_nothing():
+    x, buffer = np.array([3, 5, 2**62, 7, 2**61]), InformationBuffer(5)
+    ratio = Ratio(np.array([1, 9, 2, 1, 3]), np.array([2, 10, 1, 1, 1]))
+    before = x.tolist(), contents(buffer), buffer.digest()
+    with pytest.raises(FixedOverflow, match="element 2 times 2/1") as caught:
+        buffer.multiply(x, ratio)
+    assert caught.value.index == 2
+    assert (x.tolist(), contents(buffer), buffer.digest()) == before
+    with pytest.raises(BufferEmpty):  # no zeros were taken, so it still knows that it is empty
+        buffer.divide(np.zeros(5, np.int64) + 3, Ratio(1, WORD))
+    with pytest.raises(RatioRefused, match="keep=True"):
+        InformationBuffer(5, keep=False).multiply(x, ratio)
+
+
+# Files.
+
+
+def filled(size=100, steps=60):
+    x, buffer = large_vector(size), InformationBuffer(size)
+    for _ in range(steps):
+        buffer.multiply(x, Ratio(1, 1000))
+    return x, buffer
+
+
+@BUFFERS
+def test_a_saved_buffer_comes_back_and_goes_on(make, tmp_path):
+    x, buffer = large_vector(50), make(50)
+    for _ in range(30):
+        buffer.multiply(x, Ratio(9, 10))
+    buffer.save(tmp_path / "saved")
+    loaded = make.load(tmp_path / "saved")
+    assert contents(loaded) == contents(buffer) and loaded.keep
+    for _ in range(30):
+        loaded.divide(x, Ratio(9, 10))
+    assert np.array_equal(x, large_vector(50)) and loaded.digest() == make(50).digest()
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+@BUFFERS
+def test_a_file_with_any_byte_changed_added_or_cut_is_refused(make, tmp_path):
+    x, buffer, path = large_vector(3), make(3), tmp_path / "saved"
+    for _ in range(20):
+        buffer.multiply(x, Ratio(1, 3))
+    buffer.save(path)
+    whole = path.read_bytes()
+    damaged = [
+        whole[:k] + bytes([whole[k] ^ 1 << k % 8]) + whole[k + 1 :] for k in range(len(whole))
+    ]
+    damaged += [whole[:k] for k in range(len(whole))]
+    damaged += [whole[:k] + b"\0" + whole[k:] for k in range(0, len(whole) + 1, 3)] + [
+        b"",
+        b"\xff" * 99,
+    ]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="damaged or no saved buffer"):
+            make.load(path)
+    path.write_bytes(whole)
+    assert make.load(path).digest() == buffer.digest()
+
+
+def test_a_save_that_fails_leaves_the_file_as_it_was(tmp_path):
+    _, buffer = filled()
+    buffer.save(tmp_path / "saved")
+    before = (tmp_path / "saved").read_bytes()
+    for name in ("fsync", "replace"):
+        with mock.patch.object(os, name, side_effect=OSError("disk full")), pytest.raises(OSError):
+            filled(5)[1].save(tmp_path / "saved")
+    assert (tmp_path / "saved").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_words_beyond_the_limit_go_to_a_file_without_a_name(tmp_path):
+    x, buffer = (
+        large_vector(50_000),
+        InformationBuffer(50_000, memory_limit=2**21, directory=tmp_path),
+    )
+    for _ in range(60):
+        buffer.multiply(x, Ratio(1, WORD))
+    assert buffer.nbytes_on_disk >= 2**20 and list(tmp_path.iterdir()) == []
+    assert buffer.nbytes <= 2**21 + 4 * len(x) + SEGMENT_BYTES
+    twin, y = buffer.copy(), x.copy()
+    assert twin.digest() == buffer.digest()
+    for _ in range(60):
+        buffer.divide(x, Ratio(1, WORD))
+        twin.divide(y, Ratio(1, WORD))
+    assert np.array_equal(x, large_vector(50_000)) and np.array_equal(x, y)
+    assert buffer.nbytes_on_disk == 0 and buffer.digest() == InformationBuffer(50_000).digest()
+
+
+def test_a_segment_that_comes_back_changed_is_noticed():
+    with small_segments():
+        x, buffer = large_vector(10), InformationBuffer(10, memory_limit=0)
+        for _ in range(20):
+            buffer.multiply(x, Ratio(1, 1000))
+        buffer._tail._file.seek(3)
+        buffer._tail._file.write(b"?")
+        with pytest.raises(OSError, match="came back changed"):
+            for _ in range(20):
+                buffer.divide(x, Ratio(1, 1000))
+
+
+# Threads change no bit.
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("keep", [True, False])
+def test_threads_change_no_bit(many, keep):
+    size, seen = 10_007, []
+    ratio = Ratio.of(np.linspace(0.01, 1, size)) if many else Ratio(1, 1000)
+    before = module.threads()
+    for count in (1, 2, 3, 7):
+        module.threads(count)
+        x, buffer = large_vector(size), InformationBuffer(size, keep=keep)
+        with mock.patch.object(module, "SPAN", 1000), small_segments(512, 2048, 8192):
+            for _ in range(9):
+                buffer.multiply(x, ratio)
+            seen.append((x.tolist(), contents(buffer), buffer.words))
+            for _ in range(9 if keep else 0):
+                buffer.divide(x, ratio)
+        assert not keep or np.array_equal(x, large_vector(size)) and buffer.words == 0
+    module.threads(before)
+    assert all(state == seen[0] for state in seen)
+
+
+@pytest.mark.parametrize("at", [0, 4000, 9999])
+def test_a_refusal_among_threads_changes_nothing(at):
+    before = module.threads()
+    module.threads(3)
+    with mock.patch.object(module, "SPAN", 1000):
+        x, buffer = large_vector(10_000) >> 8, InformationBuffer(10_000)
+        for _ in range(4):
+            buffer.multiply(x, Ratio(1, 100))
+        x[at] = INT64_MAX
+        state = x.tolist(), contents(buffer)
+        with pytest.raises(BufferEmpty, match=f"element {at}"):
+            buffer.divide(x, Ratio(1, 100))
+        assert (x.tolist(), contents(buffer)) == state
+        empty, y = InformationBuffer(10_000), x >> 30
+        start = y.tolist(), contents(empty)
+        with pytest.raises(BufferEmpty):
+            empty.divide(y, Ratio(1, WORD))
+        assert (y.tolist(), contents(empty)) == start
+    module.threads(before)
+
+
+def test_the_number_of_threads_comes_from_the_environment():
+    code = "from revgrad.buffer import threads; print(threads())"
+    for wanted in ("1", "5"):
+        run = subprocess.run([sys.executable, "-c", code], env=os.environ | {"REVGRAD_THREADS": wanted},
+                             capture_output=True, text=True)  # fmt: skip
+        assert run.stdout.strip() == wanted
+    with pytest.raises(ValueError, match="at least 1"):
+        module.threads(0)
 
 
 # Bignums: any ratio.

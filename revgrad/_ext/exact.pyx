@@ -62,13 +62,17 @@ cdef extern from "kernels.h" nogil:
         int64_t fused(fused_program *p, int64_t lo, int64_t hi, int64_t *refused,
                       int64_t *element) noexcept nogil
     const kernel_table kernel_tables[]
+    const char *COMPILED_BY
     int KERNEL_TABLES, USUAL_BITS
     int kernel_runs(int k) noexcept
     int64_t first_unusable(columns c, int64_t size) noexcept
     int all_small(columns c, int64_t size) noexcept
+    int64_t count_pops_in "count_pops"(const int64_t *x, const uint32_t *heads, columns c,
+                                       int64_t size) noexcept
 
 cdef const kernel_table *table = &kernel_tables[0]
 FUSED_ELEMENTS = FUSED_BLOCK
+COMPILER = COMPILED_BY.decode()
 
 
 def instruction_sets():
@@ -161,6 +165,17 @@ def divide(int64_t[::1] x, uint32_t[::1] heads, n, d, const uint16_t[::1] words,
             redo(x[failed + 1:], heads[failed + 1:], n, d, failed + 1)
             raise empty_buffer(failed)
     return left
+
+
+def count_pops(const int64_t[::1] x, const uint32_t[::1] heads, n, d):
+    cdef Py_ssize_t size = x.shape[0]
+    check_sizes(size, heads.shape[0])
+    cdef Ratios ratios = Ratios(n, d, size)
+    cdef int64_t count = 0
+    if size:
+        with nogil:
+            count = count_pops_in(&x[0], &heads[0], ratios.c, size)
+    return count
 
 
 def redo(int64_t[::1] x, uint32_t[::1] heads, n, d, start):

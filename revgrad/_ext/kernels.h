@@ -25,6 +25,16 @@
 #define NO_OVERLAP
 #endif
 
+#ifdef __VERSION__
+#if defined(__clang__)
+#define COMPILED_BY __VERSION__
+#else
+#define COMPILED_BY "gcc " __VERSION__
+#endif
+#else
+#define COMPILED_BY "unknown"
+#endif
+
 #define INT64_END 9223372036854775808.0
 #define LOW_HALF every(0xffffffff)
 /* Ratio falls back to this d, whose quotients are shifts. */
@@ -192,6 +202,24 @@ static int64_t first_unusable(columns c, int64_t size)
                 return j;
     }
     return -1;
+}
+
+/* How many words dividing would take: known from the heads alone, but for one head in each case. */
+static int64_t count_pops(const int64_t *x, const uint32_t *heads, columns c, int64_t size)
+{
+    int64_t i, count = 0;
+    for (i = 0; i < size; i++) {
+        uint64_t n = c.n[c.n_many ? i : 0], threshold = (uint64_t)RATIO_LOW * c.d[c.d_many ? i : 0];
+        uint64_t least = heads[i] * n;
+        int64_t s;
+        if (least >= threshold || least + n - 1 < threshold) {
+            count += least < threshold;
+        } else {
+            ratio_floor_divide(x[i], ratio_divisor_once((int64_t)n), &s);
+            count += least + (uint64_t)s < threshold;
+        }
+    }
+    return count;
 }
 
 static int all_small(columns c, int64_t size)

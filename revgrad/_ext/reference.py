@@ -127,6 +127,15 @@ def divide(
     return count
 
 
+def count_pops(x: Int64s, heads: Heads, n: Digits, d: Digits) -> int:
+    """How many words `divide` would take."""
+    pairs = _pairs(n, d, len(x))
+    z = [
+        h * n_i + v % n_i for v, h, (n_i, _) in zip(x.tolist(), heads.tolist(), pairs, strict=True)
+    ]
+    return sum(z_i < LOW * d_i for z_i, (n_i, d_i) in zip(z, pairs, strict=True) if n_i != d_i)
+
+
 def add_floats(x: Int64s, delta: Reals, fraction_bits: int, sign: int) -> int:
     """x <- x + sign * rint(delta * 2**fraction_bits), half to even; returns -1.
 
@@ -210,9 +219,18 @@ def usable(n: int, d: int) -> bool:
     return 1 <= n <= d <= D_MAX and d <= n * WORD
 
 
-def empty_buffer(index: int) -> BufferEmpty:
+class Stuck(BufferEmpty):
+    """A divide met an element, number `index`, with no multiply left to undo."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+def empty_buffer(index: int) -> Stuck:
     """The error of a divide that met element `index` with no multiply left to undo."""
-    return BufferEmpty(
+    return Stuck(
         f"element {index}: the buffer holds no multiply by this ratio to undo; undo in the "
-        "opposite order, with the same ratios, and no more often than was done."
+        "opposite order, with the same ratios, and no more often than was done.",
+        index,
     )
