@@ -10,8 +10,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 CHECKED = os.environ.get("REVGRAD_CHECKED") == "1"
-# the last three keep the bits equal across instruction sets and let rint vectorise
-FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+# -fwrapv: lanes wrap; the others keep the bits equal across instruction sets and let loops vectorise
+FLAGS = ["-O3", "-fwrapv", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 DIRECTIVES = {
     "boundscheck": CHECKED,
     "wraparound": False,

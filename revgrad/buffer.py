@@ -201,7 +201,7 @@ class Tail:
 
     def _write(self, segment: bytes) -> None:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self.directory)
+            self._file = tempfile.TemporaryFile(dir=self.directory)  # noqa: SIM115 closed with self
         self._file.seek(len(self._checks) * 2 * SEALED)
         self._file.write(segment)
         self._file.flush()
@@ -212,7 +212,7 @@ class Tail:
         segment = bytes(self._file.read(2 * SEALED))
         if _check(segment) != self._checks[k]:
             raise OSError(
-                f"segment {k} of an information buffer came back changed from its temporary file in "
+                f"segment {k} of an information buffer came back changed from its file in "
                 f"{self.directory or tempfile.gettempdir()}; the run cannot be reversed."
             )
         return segment
@@ -442,7 +442,7 @@ class InformationBuffer:
         return twin
 
     def save(self, path: Any) -> None:
-        """Write the buffer to a file, in the safetensors layout; a crash leaves none or a whole one.
+        """Write the buffer to a file, in the safetensors layout; a crash leaves the old or the new.
 
         Raises: OSError.
         """
@@ -587,7 +587,7 @@ def _header(state: dict[str, int], tensors: list[tuple[str, str, int]], checksum
 def _save(
     path: Any, state: dict[str, int], tensors: list[tuple[str, str, int]], content: Iterable[bytes]
 ) -> None:
-    """Write header and content beside `path` and move them there; the checksum covers every byte."""
+    """Write header and content beside `path`, move them there; the checksum covers every byte."""
     folder, name = os.path.split(os.path.abspath(path))
     unsigned = _header(state, tensors, "0" * 2 * CHECKSUM)
     digest = blake2b(unsigned, digest_size=CHECKSUM)
@@ -611,7 +611,7 @@ class _Saved:
     """A saved buffer that is being read; nothing in it is trusted before `finish`."""
 
     def __init__(self, path: Any, names: tuple[str, ...]) -> None:
-        self.path, self._file = path, open(path, "rb")
+        self.path, self._file = path, open(path, "rb")  # noqa: SIM115 closed by __exit__
         try:
             self._read_header(names, os.fstat(self._file.fileno()).st_size)
         except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -233,8 +233,8 @@ class FusedStep:
     def _planned(self, reads: dict, emit: dict) -> _Bound | None:
         words = all(isinstance(b, InformationBuffer) for b in self.buffers.values())
         kinds = {np.dtype(np.float32): plans.FLOATS, np.dtype(np.float64): plans.DOUBLES}
-        vectors = {name: kinds.get(x.dtype) for name, x in reads.items() if np.ndim(x)}
-        if not (words and hasattr(kernel, "Fused")) or None in vectors.values():
+        vectors = {name: kinds.get(x.dtype, -1) for name, x in reads.items() if np.ndim(x)}
+        if not (words and hasattr(kernel, "Fused")) or -1 in vectors.values():
             return None
         out = {name: kinds[x.dtype] for name, x in emit.items()}
         try:
@@ -251,14 +251,14 @@ class FusedStep:
             end = min(start + CHUNK, hi)
             refused = bound.run(start, end)
             if refused is not None:
-                self._restore(bound, refused, reads, ratios, (lo, start, end, hi))
+                self._restore(bound, refused, reads, ratios, (lo, end, hi))
 
     def _restore(
         self, bound: _Bound, refused: tuple, reads: dict, ratios: dict, span: tuple
     ) -> None:
         """Take back what was done before a refusal, block and chunks, and raise it."""
         at, operation, element = refused
-        lo, start, end, hi = span
+        lo, end, hi = span
         block = (at, min(at + kernel.FUSED_ELEMENTS, end))
         done = bound.plan.owner[operation]
         error = self._error(self.statements[done], reads, ratios, block, element)

@@ -595,7 +595,7 @@ def test_threads_change_no_bit(many, keep):
             seen.append((x.tolist(), contents(buffer), buffer.words))
             for _ in range(9 if keep else 0):
                 buffer.divide(x, ratio)
-        assert not keep or np.array_equal(x, large_vector(size)) and buffer.words == 0
+        assert not keep or (np.array_equal(x, large_vector(size)) and buffer.words == 0)
     module.threads(before)
     assert all(state == seen[0] for state in seen)
 
@@ -624,8 +624,9 @@ def test_a_refusal_among_threads_changes_nothing(at):
 def test_the_number_of_threads_comes_from_the_environment():
     code = "from revgrad.buffer import threads; print(threads())"
     for wanted in ("1", "5"):
-        run = subprocess.run([sys.executable, "-c", code], env=os.environ | {"REVGRAD_THREADS": wanted},
-                             capture_output=True, text=True)  # fmt: skip
+        variables = os.environ | {"REVGRAD_THREADS": wanted}
+        command = [sys.executable, "-c", code]
+        run = subprocess.run(command, env=variables, capture_output=True, text=True)
         assert run.stdout.strip() == wanted
     with pytest.raises(ValueError, match="at least 1"):
         module.threads(0)

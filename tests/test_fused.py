@@ -30,9 +30,10 @@ class Add:
     reads: tuple
 
 
-ODD = (
+ODD = (  # a list without sense, for the operations in it
     Scale("a"),
-    Add("b", lambda a, g, c: np.where(np.abs(a - g) > c, np.sqrt(np.abs(a)) / (1 + c), -g), tuple("agc")),
+    Add("b", lambda a, g, c: np.where(np.abs(a - g) > c, np.sqrt(np.abs(a)) / (1 + c), -g),
+        tuple("agc")),
     Add("a", lambda b, c, t: b * (c**t) - np.where(b < 0, c, b), tuple("bct")),
     Scale("b"),
     Add("c2", lambda c: 3 * c, ("c",)),

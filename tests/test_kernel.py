@@ -337,6 +337,71 @@ def test_toy_worlds_exhausted_in_c(tmp_path, low, word, d_max):
     assert check_toy_world(*compiled_toy(tmp_path, low, word), low, word, d_max) > 1000
 
 
+# Random programs: REVGRAD_DEEP=1e9 runs so many element-operations, and prints what it compared.
+
+
+def random_ratio(rng, size):
+    """n, d: one or one per element, of every kind that the loops are compiled apart for."""
+    d = int(rng.choice([2, 10, 1000, LOW, LOW, LOW, 2**17, 2**18, 2**18 + 2, D_MAX]))
+    d = int(rng.integers(1, d + 1)) if rng.random() < 0.3 else d
+    many_n, many_d = rng.random(2) < 0.3
+    ds = rng.integers(1, d + 1, size).astype(np.uint32) if many_d else d
+    least = -(-np.asarray(ds, np.int64) // WORD)
+    share = rng.choice([0.0, 0.5, 0.9, 0.999])
+    n = np.maximum(
+        least, np.int64(np.asarray(ds) * rng.uniform(share, 1, size if many_n else None))
+    )
+    return (n.astype(np.uint32) if np.ndim(n) else int(n)), ds
+
+
+def random_program(rng, size, length):
+    """Operations, as (name, arguments)."""
+    for _ in range(length):
+        if rng.random() < 0.6:
+            yield "multiply", random_ratio(rng, size)
+        else:
+            kind = rng.choice([np.float32, np.float64])
+            yield "add", ((rng.standard_normal(size) * 2.0 ** rng.integers(-9, 9)).astype(kind),)
+
+
+def outcome(kernel, x, h, program):
+    """All that a program leaves, and whether undoing it led back."""
+    y, g, stack, counts = x.copy(), h.copy(), np.zeros(len(x) * len(program), np.uint16), [0]
+    done, reals = [], np.empty(len(x))
+    for name, arguments in program:
+        if name == "multiply":
+            counts.append(kernel.multiply(y, g, *arguments, stack, counts[-1]))
+        elif kernel.add_floats(y, *arguments, 40, 1) >= 0:
+            continue  # refused, by all alike
+        done.append((name, arguments))
+    kernel.decode(y, 40, reals)
+    left = y.tobytes(), g.tobytes(), stack[: counts[-1]].tobytes(), tuple(counts), reals.tobytes()
+    for name, arguments in reversed(done):
+        if name == "multiply":
+            assert kernel.divide(y, g, *arguments, stack, counts.pop()) == counts[-1]
+        else:
+            assert kernel.add_floats(y, *arguments, 40, -1) == -1
+    assert np.array_equal(x, y) and np.array_equal(g, h)
+    return left
+
+
+def test_random_programs_agree():
+    wanted, compared, by_reference = float(os.environ.get("REVGRAD_DEEP", 1e6)), 0, 0
+    rng = np.random.default_rng(int(os.environ.get("REVGRAD_SEED", 0)))
+    while compared < wanted or not by_reference:
+        size = int(rng.choice([1, 9, 100, 1003, 30_000]))
+        x = rng.integers(INT64_MIN, INT64_MAX, size, endpoint=True) >> rng.integers(0, 60, size)
+        h = np.exp2(rng.uniform(16, 32, size)).astype(np.uint32)
+        program = list(random_program(rng, size, 20))
+        plain = outcome(SETS["baseline"], x, h, program)
+        assert all(outcome(kernel, x, h, program) == plain for kernel in SETS.values())
+        if size <= 100:
+            assert outcome(reference, x, h, program) == plain
+            by_reference += 2 * size * len(program)
+        compared += 2 * size * len(program)  # there and back
+    print(f"{compared:.3g} element-operations in {len(SETS)} sets, {by_reference:.3g} in Python")
+
+
 # Refusals: with nothing changed.
 
 

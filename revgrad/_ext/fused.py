@@ -1,8 +1,8 @@
 """Statement lists as operations on blocks, so that a step passes over memory once.
 
 `record` calls a statement's function with symbols and keeps what it does with them; `Plan` turns
-statements into the operations of kernels.h. What depends on hyperparameters alone is left to Python,
-operation by operation as the function wrote it, so that every bit is that of calling the function.
+statements into the operations of kernels.h. What depends on hyperparameters alone is left to
+Python, operation by operation as written, so that every bit is that of calling the function.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 (
-    PLUS, MINUS, TIMES, OVER, GREATER, LESS, NEGATE, ROOT, MAGNITUDE, WHERE, COPY, DECODE, EMIT, ADD,
-    SUBTRACT, SCALE, UNSCALE,
+    PLUS, MINUS, TIMES, OVER, GREATER, LESS, NEGATE, ROOT, MAGNITUDE, WHERE, COPY,
+    DECODE, EMIT, ADD, SUBTRACT, SCALE, UNSCALE,
 ) = range(17)  # fmt: skip
 CONSTANT, REGISTER, DOUBLES, FLOATS = range(4)
 SLOTS, VARIABLES = 64, 16  # the most that exact.Fused holds
@@ -106,8 +106,8 @@ def record(function: Callable[..., Any], reads: dict[str, Symbol]) -> Any:
 class Plan:
     """Statements (undone: the inverse of each) in the order given, as operations on blocks.
 
-    statements: with `target`, `reads` and `delta` (an addition) or `by` (a scale). vectors: the names
-    that are read as vectors. emits: variables to decode at the end.
+    statements: with `target`, `reads` and `delta` (an addition) or `by` (a scale). vectors: the
+    names that are read as vectors. emits: variables to decode at the end.
     Attributes: operations (int32 rows); kinds and registers of slots; names of the arrays in slots;
     owner: the statement that each operation belongs to; scalars: (slot, symbol) to evaluate.
     Raises: NotFusible.

@@ -186,21 +186,31 @@ static const kernel_table kernel_tables[] = {
 };
 #define KERNEL_TABLES ((int)(sizeof kernel_tables / sizeof *kernel_tables))
 
-/* The first ratio that ratio.h cannot take, or -1; what it reads lies in cache a moment later. */
+/* Whether ratio.h cannot take some ratio; without a branch, so that it costs little. */
+INLINE int some_unusable(const uint32_t *n, const uint32_t *d, int64_t size, int n_many, int d_many)
+{
+    uint32_t bad = 0;
+    int64_t i;
+    for (i = 0; i < size; i++) {
+        uint32_t n_i = n_many ? n[i] : *n, d_i = d_many ? d[i] : *d;
+        bad |= (n_i < 1) | (n_i > d_i) | (d_i > RATIO_D_MAX)
+               | (((d_i - 1) >> RATIO_WORD_BITS) >= n_i);
+    }
+    return bad != 0;
+}
+
+/* The first such ratio, or -1. */
 static int64_t first_unusable(columns c, int64_t size)
 {
-    int64_t i, step = 256, end = c.n_many || c.d_many ? size : (size > 0);
-    for (i = 0; i < end; i += step) {
-        int64_t j, stop = i + step < end ? i + step : end;
-        uint32_t bad = 0;
-        for (j = i; j < stop; j++) {
-            uint32_t n = c.n[c.n_many ? j : 0], d = c.d[c.d_many ? j : 0];
-            bad |= (n < 1) | (n > d) | (d > RATIO_D_MAX) | (((d - 1) >> RATIO_WORD_BITS) >= n);
-        }
-        for (j = i; bad && j < stop; j++)
-            if (!ratio_usable(c.n[c.n_many ? j : 0], c.d[c.d_many ? j : 0]))
-                return j;
-    }
+    int64_t i;
+    int bad = !size ? 0
+              : c.d_many ? (c.n_many ? some_unusable(c.n, c.d, size, 1, 1)
+                                     : some_unusable(c.n, c.d, size, 0, 1))
+                         : (c.n_many ? some_unusable(c.n, c.d, size, 1, 0)
+                                     : some_unusable(c.n, c.d, 1, 0, 0));
+    for (i = 0; bad && i < size; i++)
+        if (!ratio_usable(c.n[c.n_many ? i : 0], c.d[c.d_many ? i : 0]))
+            return i;
     return -1;
 }
 
