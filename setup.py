@@ -10,7 +10,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 CHECKED = os.environ.get("REVGRAD_CHECKED") == "1"
-# -fwrapv: lanes wrap; the others keep the bits equal across instruction sets and let loops vectorise
+# lanes wrap; the rest keeps the bits equal across instruction sets and lets rint vectorise
 FLAGS = ["-O3", "-fwrapv", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 DIRECTIVES = {
     "boundscheck": CHECKED,

@@ -34,7 +34,7 @@ ODD = (  # a list without sense, for the operations in it
     Scale("a"),
     Add("b", lambda a, g, c: np.where(np.abs(a - g) > c, np.sqrt(np.abs(a)) / (1 + c), -g),
         tuple("agc")),
-    Add("a", lambda b, c, t: b * (c**t) - np.where(b < 0, c, b), tuple("bct")),
+    Add("a", lambda b, c, t: b * (c**t) - np.where(b == 0, c, np.where(b < 0, c, b)), tuple("bct")),
     Scale("b"),
     Add("c2", lambda c: 3 * c, ("c",)),
     Add("b", lambda a, g: g, tuple("ag")),
@@ -162,6 +162,9 @@ def test_an_undo_too_many_is_refused_and_changes_nothing(instruction_set):
 
 NOT_FUSIBLE = {
     "a function without a block": (Add("a", lambda g: np.tanh(g), ("g",)),),
+    "a comparison without a block": (Add("a", lambda g: np.where(g != 0, 1.0, g), ("g",)),),
+    "a sum of truths": (Add("a", lambda g: 1.0 * ((g > 0) + (g > 0.5)), ("g",)),),
+    "truths as numbers": (Add("a", lambda g: 2.0 * (g > 0), ("g",)),),
     "a decision": (Add("a", lambda c: 1.0 if c > 0 else 0.0, ("c",)),),
     "one variable scaled twice": (Scale("a"), Scale("a")),
     "an array from elsewhere": (Add("a", lambda g: g * np.arange(9.0), ("g",)),),
@@ -194,7 +197,7 @@ def test_bignums_and_nothing_at_all_run_one_by_one():
 
 @pytest.mark.parametrize(
     ("right", "wrong"),
-    [(fused.ADD, fused.SUBTRACT), (fused.TIMES, fused.OVER), (fused.GREATER, fused.LESS)],
+    [(fused.ADD, fused.SUBTRACT), (fused.TIMES, fused.OVER), (fused.EQUAL, fused.GREATER)],
 )
 def test_a_planted_fault_is_caught(monkeypatch, right, wrong):
     plan = fused.Plan.__init__

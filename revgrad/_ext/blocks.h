@@ -198,7 +198,8 @@ static int64_t NAME(divide)(int64_t *x, uint32_t *heads, columns c, int64_t size
         }
 #endif
         next_divisors(&n, &d, c, i - 1);
-        now = ratio_divide(&x[i - 1], &heads[i - 1], n, d, words, count);
+        now = c.usual ? ratio_divide(&x[i - 1], &heads[i - 1], n, usual_divisor(), words, count)
+                      : ratio_divide(&x[i - 1], &heads[i - 1], n, d, words, count);
         if (now < 0)
             break;
         count = now;
@@ -306,6 +307,7 @@ static void NAME(decode)(const int64_t *x, double ulp, int64_t size, void *out, 
 #define OVER(u, v) ((u) / (v))
 #define GREATER(u, v) ((u) > (v) ? 1.0 : 0.0)
 #define LESS(u, v) ((u) < (v) ? 1.0 : 0.0)
+#define EQUAL(u, v) ((u) == (v) ? 1.0 : 0.0)
 
 /* a, b and c have one real per element (step 1) or one for all (step 0), not all of them the
  * latter; out may be one of them, which makes no loop depend on itself. */
@@ -321,6 +323,7 @@ static void NAME(real_op)(int op, double *out, const double *a, int sa, const do
     case FUSED_OVER: REALS2(OVER);
     case FUSED_GREATER: REALS2(GREATER);
     case FUSED_LESS: REALS2(LESS);
+    case FUSED_EQUAL: REALS2(EQUAL);
     case FUSED_NEGATE: EACH(-a[j]); break;
     case FUSED_ROOT: EACH(__builtin_sqrt(a[j])); break;
     case FUSED_MAGNITUDE: EACH(__builtin_fabs(a[j])); break;
@@ -341,6 +344,7 @@ static void NAME(real_op)(int op, double *out, const double *a, int sa, const do
 #undef OVER
 #undef GREATER
 #undef LESS
+#undef EQUAL
 
 INLINE const double *NAME(operand)(const fused_program *p, int k, int64_t lo, int64_t size,
                                    int *step)

@@ -63,10 +63,10 @@ cdef extern from "kernels.h" nogil:
                       int64_t *element) noexcept nogil
     const kernel_table kernel_tables[]
     const char *COMPILED_BY
-    int KERNEL_TABLES, USUAL_BITS
+    int KERNEL_TABLES
     int kernel_runs(int k) noexcept
     int64_t first_unusable(columns c, int64_t size) noexcept
-    int all_small(columns c, int64_t size) noexcept
+    void finish_columns(columns *c, int64_t size) noexcept
     int64_t count_pops_in "count_pops"(const int64_t *x, const uint32_t *heads, columns c,
                                        int64_t size) noexcept
 
@@ -129,8 +129,7 @@ cdef class Ratios:
         if bad >= 0:
             check_ratio(int(self.c.n[bad if self.c.n_many else 0]),
                         int(self.c.d[bad if self.c.d_many else 0]), size)
-        self.c.usual = not self.c.d_many and self.c.d[0] == 1 << USUAL_BITS
-        self.c.small = all_small(self.c, size)
+        finish_columns(&self.c, size)
 
 
 cdef bint is_column(digits):

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 (
-    PLUS, MINUS, TIMES, OVER, GREATER, LESS, NEGATE, ROOT, MAGNITUDE, WHERE, COPY,
+    PLUS, MINUS, TIMES, OVER, GREATER, LESS, EQUAL, NEGATE, ROOT, MAGNITUDE, WHERE, COPY,
     DECODE, EMIT, ADD, SUBTRACT, SCALE, UNSCALE,
-) = range(17)  # fmt: skip
+) = range(18)  # fmt: skip
 CONSTANT, REGISTER, DOUBLES, FLOATS = range(4)
 SLOTS, VARIABLES = 64, 16  # the most that exact.Fused holds
 
@@ -28,6 +28,7 @@ OPERATIONS: dict[Any, int] = {
     operator.truediv: OVER,
     operator.gt: GREATER,
     operator.lt: LESS,
+    operator.eq: EQUAL,
     operator.neg: NEGATE,
     operator.abs: MAGNITUDE,
     np.add: PLUS,
@@ -36,6 +37,7 @@ OPERATIONS: dict[Any, int] = {
     np.divide: OVER,
     np.greater: GREATER,
     np.less: LESS,
+    np.equal: EQUAL,
     np.negative: NEGATE,
     np.absolute: MAGNITUDE,
     np.fabs: MAGNITUDE,
@@ -78,7 +80,21 @@ class Symbol:
 
 def _operators() -> None:
     """The operators, each as the function wrote it: x ** 2 is not always np.power(x, 2)."""
-    names = ("add", "sub", "mul", "truediv", "pow", "gt", "lt", "ge", "le", "neg", "abs")
+    names = (
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "pow",
+        "gt",
+        "lt",
+        "ge",
+        "le",
+        "eq",
+        "ne",
+        "neg",
+        "abs",
+    )
     for name in names:
         op = getattr(operator, name)
         setattr(Symbol, f"__{name}__", lambda *args, op=op: Symbol(op, *args))
@@ -91,6 +107,11 @@ _operators()
 
 def is_vector(x: Any) -> bool:
     return isinstance(x, Symbol) and x.vector
+
+
+def is_truth(x: Any) -> bool:
+    """Whether x is a comparison: NumPy adds those as truths, blocks would as numbers."""
+    return is_vector(x) and OPERATIONS.get(x.made_by[0]) in (GREATER, LESS, EQUAL)
 
 
 def record(function: Callable[..., Any], reads: dict[str, Symbol]) -> Any:
@@ -154,9 +175,11 @@ class Plan:
     def _add(self, owner: int, target: str, delta: Any) -> None:
         """A sum, which multiplies by a number and decodes a variable by itself."""
         op, factor, source = SUBTRACT if self.undone else ADD, -1, 0
+        if is_truth(delta):
+            raise NotFusible("arithmetic with truths")
         if isinstance(delta, Symbol) and OPERATIONS.get(delta.made_by[0]) == TIMES:
             numbers = [x for x in delta.made_by[1:] if not is_vector(x)]
-            if len(numbers) == 1:
+            if len(numbers) == 1 and not any(is_truth(x) for x in delta.made_by[1:]):
                 factor = self._place(owner, numbers[0])
                 delta = next(x for x in delta.made_by[1:] if is_vector(x))
         if is_vector(delta) and delta.made_by[0] in self.variables:
@@ -227,6 +250,8 @@ class Plan:
         op, *args = x.made_by
         if op not in OPERATIONS:
             raise NotFusible(getattr(op, "__name__", str(op)))
+        if any(is_truth(arg) for arg in args[OPERATIONS[op] == WHERE :]):
+            raise NotFusible("arithmetic with truths")
         slots = [self._place(owner, arg) for arg in args]
         if self.kinds[slots[0]] == CONSTANT and OPERATIONS[op] == WHERE:
             raise NotFusible("where on a scalar")

@@ -67,7 +67,7 @@ INLINE ratio_divisor divisor_at(const uint32_t *k, int many)
     return many ? ratio_divisor_once(1) : ratio_divisor_of(*k);
 }
 
-INLINE ratio_divisor usual_divisor(void) { return ratio_divisor_once(1 << USUAL_BITS); }
+INLINE ratio_divisor usual_divisor(void) { return ratio_divisor_power(USUAL_BITS); }
 
 INLINE void next_divisors(ratio_divisor *n, ratio_divisor *d, columns c, int64_t i)
 {
@@ -80,9 +80,9 @@ INLINE void next_divisors(ratio_divisor *n, ratio_divisor *d, columns c, int64_t
 /* A statement list as operations on blocks of reals ("registers") and of integers; fused.py. */
 #define FUSED_BLOCK 512
 #define FUSED_SOMEWHERE -2
-enum { FUSED_PLUS, FUSED_MINUS, FUSED_TIMES, FUSED_OVER, FUSED_GREATER, FUSED_LESS, FUSED_NEGATE,
-       FUSED_ROOT, FUSED_MAGNITUDE, FUSED_WHERE, FUSED_COPY, FUSED_DECODE, FUSED_EMIT, FUSED_ADD,
-       FUSED_SUBTRACT, FUSED_SCALE, FUSED_UNSCALE };
+enum { FUSED_PLUS, FUSED_MINUS, FUSED_TIMES, FUSED_OVER, FUSED_GREATER, FUSED_LESS, FUSED_EQUAL,
+       FUSED_NEGATE, FUSED_ROOT, FUSED_MAGNITUDE, FUSED_WHERE, FUSED_COPY, FUSED_DECODE, FUSED_EMIT,
+       FUSED_ADD, FUSED_SUBTRACT, FUSED_SCALE, FUSED_UNSCALE };
 enum { FUSED_CONSTANT, FUSED_REGISTER, FUSED_DOUBLES, FUSED_FLOATS };
 
 /* Where a real operand comes from; `in` of an operation numbers slots, -1 for none. FUSED_ADD adds
@@ -232,13 +232,18 @@ static int64_t count_pops(const int64_t *x, const uint32_t *heads, columns c, in
     return count;
 }
 
-static int all_small(columns c, int64_t size)
+/* Finishes columns that are usable: one d that all share counts as one. */
+static void finish_columns(columns *c, int64_t size)
 {
-    int64_t i, end = c.d_many ? size : 1; /* n <= d */
-    uint32_t large = 0;
-    for (i = 0; i < end; i++)
-        large |= c.d[i] > SMALL;
-    return !large;
+    int64_t i, end = c->d_many ? size : 1;
+    uint32_t large = 0, other = 0;
+    for (i = 0; i < end; i++) {
+        large |= c->d[i] > SMALL; /* n <= d */
+        other |= c->d[i] ^ c->d[0];
+    }
+    c->small = !large;
+    c->d_many = c->d_many && other;
+    c->usual = !c->d_many && c->d[0] == 1u << USUAL_BITS;
 }
 
 /* Whether this machine has the instructions of kernel_tables[k]. */

@@ -46,7 +46,8 @@ RATIO_INLINE int ratio_usable(int64_t n, int64_t d)
     return 1 <= n && n <= d && d <= RATIO_D_MAX && d <= n * RATIO_WORD;
 }
 
-/* A divisor k in [1, 2^32); times != 0 replaces division by multiplication. */
+/* A divisor k in [1, 2^32). times != 0 replaces division by multiplication; times = 0 < shift says
+ * that k = 2^shift. */
 typedef struct {
     uint64_t k, times;
     int shift;
@@ -55,6 +56,12 @@ typedef struct {
 RATIO_INLINE ratio_divisor ratio_divisor_once(int64_t k)
 {
     ratio_divisor by = {(uint64_t)k, 0, 0};
+    return by;
+}
+
+RATIO_INLINE ratio_divisor ratio_divisor_power(int shift)
+{
+    ratio_divisor by = {(uint64_t)1 << shift, 0, shift};
     return by;
 }
 
@@ -80,6 +87,8 @@ RATIO_INLINE ratio_divisor ratio_divisor_of(int64_t k)
 /* u div k, u < 2^63 */
 RATIO_INLINE uint64_t ratio_quotient(uint64_t u, ratio_divisor by)
 {
+    if (!by.times && by.shift)
+        return u >> by.shift;
 #ifdef RATIO_HIGH
     if (by.times)
         return RATIO_HIGH(u, by.times) >> by.shift;
@@ -90,8 +99,12 @@ RATIO_INLINE uint64_t ratio_quotient(uint64_t u, ratio_divisor by)
 /* x div k rounded down, and *r = x mod k in [0, k): x div k = ~(~x div k) for x < 0. */
 RATIO_INLINE int64_t ratio_floor_divide(int64_t x, ratio_divisor by, int64_t *r)
 {
-    uint64_t sign = (uint64_t)-(x < 0);
-    uint64_t q = ratio_quotient((uint64_t)x ^ sign, by) ^ sign;
+    uint64_t sign = (uint64_t)-(x < 0), q;
+    if (!by.times && by.shift) { /* the compilers at hand shift signs in */
+        *r = x & ((int64_t)by.k - 1);
+        return x >> by.shift;
+    }
+    q = ratio_quotient((uint64_t)x ^ sign, by) ^ sign;
     *r = (int64_t)((uint64_t)x - q * by.k);
     return (int64_t)q;
 }
