@@ -68,12 +68,14 @@ class Tail:
     """
 
     __slots__ = (
-        "_checks", "_file", "borrowed", "count", "directory", "memory_limit", "open", "sealed"
+        "_checks", "_file", "borrowed", "count", "directory", "lent", "memory_limit", "open",
+        "sealed",
     )  # fmt: skip
 
     def __init__(self, memory_limit: int | None = None, directory: Any = None) -> None:
         self.open = np.empty(0, np.uint16)
         self.count = self.borrowed = 0
+        self.lent = False  # whether zeros were ever taken
         self.sealed: list[mpz] = []
         self.memory_limit, self.directory = memory_limit, directory
         self._file: Any = None
@@ -161,7 +163,7 @@ class Tail:
     def copy(self) -> Tail:
         twin = Tail(self.memory_limit, self.directory)
         twin.open, twin.count = self.open[: self.count].copy(), self.count
-        twin.borrowed = self.borrowed
+        twin.borrowed, twin.lent = self.borrowed, self.lent
         for k in range(len(self._checks)):
             twin._seal(mpz.from_bytes(self._read(k), "little"))
         for segment in self.sealed:
@@ -242,7 +244,7 @@ class InformationBuffer:
     know that it is empty.
     """
 
-    __slots__ = ("_dropped", "_lent", "_tail", "heads", "keep")
+    __slots__ = ("_dropped", "_tail", "heads", "keep")
 
     def __init__(
         self,
@@ -256,7 +258,6 @@ class InformationBuffer:
         self.keep = keep
         self._tail = Tail(memory_limit, directory)
         self._dropped = 0
-        self._lent = False  # whether zeros were ever taken
 
     def multiply(self, x: Int64s, ratio: Ratio, lo: int = 0) -> None:
         """x <- x * n/d in place, within n ulp.
@@ -272,11 +273,11 @@ class InformationBuffer:
         if down is not None:
             self._advance(x, heads, down)
         if up is not None:
-            lent = self._lent
+            lent = self._tail.lent
             try:
                 self._retreat(x, heads, up, lend=True)
             except Stuck as error:
-                self._lent = lent
+                self._tail.lent = lent
                 if down is not None:
                     self._retreat(x, heads, down, lend=False)
                 raise _left_int64(False, error.index, *_at(ratio, error.index)) from None
@@ -293,7 +294,7 @@ class InformationBuffer:
             self._advance(x, heads, up)
         if down is not None:
             try:
-                self._retreat(x, heads, down, lend=self._lent)
+                self._retreat(x, heads, down, lend=self._tail.lent)
             except Stuck:
                 if up is not None:
                     self._retreat(x, heads, up, lend=True)
@@ -301,7 +302,7 @@ class InformationBuffer:
 
     def _retreat(self, x: Int64s, heads: Heads, ratio: Ratio, lend: bool) -> None:
         """Divide all elements, from the last; lend: zeros where words are wanting."""
-        self._lent |= lend
+        self._tail.lent |= lend
         if not lend and self._retreat_in_threads(x, heads, ratio):
             return
         tail = self._tail
@@ -382,7 +383,7 @@ class InformationBuffer:
         """(stack, count, room for a word per element), for a kernel call on so many <= CHUNK."""
         if popping:
             _check_kept(self.keep)
-            (self._tail.borrow if self._lent else self._tail.require)(elements)
+            (self._tail.borrow if self._tail.lent else self._tail.require)(elements)
             return self._tail.open, self._tail.count, 0
         self._tail.reserve(elements)
         return self._tail.open, self._tail.count, elements
@@ -426,13 +427,13 @@ class InformationBuffer:
         self._tail.feed(digest)
         return digest.digest()
 
-    def snapshot(self) -> tuple[Heads, int, bool, Tail]:
-        """What `restore` needs: a copy of the heads, of the counts, and of the words kept."""
-        return self.heads.copy(), self._dropped, self._lent, self._tail.copy()
+    def snapshot(self) -> tuple[Heads, int, Tail]:
+        """What `restore` needs: a copy of the heads, the count of words dropped, and those kept."""
+        return self.heads.copy(), self._dropped, self._tail.copy()
 
-    def restore(self, snapshot: tuple[Heads, int, bool, Tail]) -> None:
+    def restore(self, snapshot: tuple[Heads, int, Tail]) -> None:
         """Go back to a snapshot of this buffer or of one of the same size; it stays usable."""
-        heads, self._dropped, self._lent, tail = snapshot
+        heads, self._dropped, tail = snapshot
         self.heads[:] = heads
         self._tail = tail.copy()
 
@@ -447,7 +448,7 @@ class InformationBuffer:
         Raises: OSError.
         """
         state = {
-            "dropped": self._dropped, "lent": int(self._lent), "keep": int(self.keep),
+            "dropped": self._dropped, "lent": int(self._tail.lent), "keep": int(self.keep),
             "borrowed": self._tail.borrowed,
         }  # fmt: skip
         held = 2 * (self._tail.segments * SEALED + self._tail.count)
@@ -466,7 +467,7 @@ class InformationBuffer:
             for piece in file.pieces("words", 2 * CHUNK):
                 buffer._tail.push(np.frombuffer(piece, "<u2").astype(np.uint16))
             file.finish()
-            buffer.keep, buffer._lent = bool(file.state["keep"]), bool(file.state["lent"])
+            buffer.keep, buffer._tail.lent = bool(file.state["keep"]), bool(file.state["lent"])
             buffer._dropped = file.state["dropped"]
             buffer._tail.borrowed = file.state["borrowed"]
         return buffer

@@ -184,7 +184,7 @@ class Buffers(RuleBasedStateMachine):
             tail = self.buffer._tail
             assert self.buffer.words == len(contents(self.buffer)[1]) - tail.borrowed
             assert not tail.borrowed or not contents(self.buffer)[1] or contents(self.buffer)[1][0]
-            assert len(tail.sealed) <= 2 and (self.buffer.bits >= -1e-9 or self.buffer._lent)
+            assert len(tail.sealed) <= 2 and (self.buffer.bits >= -1e-9 or self.buffer._tail.lent)
 
     def teardown(self):
         if not hasattr(self, "buffer"):
