@@ -733,17 +733,17 @@ _pool: ThreadPoolExecutor | None = None
 
 
 def _default_threads() -> int:
-    wanted = os.environ.get("REVGRAD_THREADS")
-    usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
-    return max(1, int(wanted)) if wanted else min(8, len(usable))
+    return max(1, int(os.environ.get("REVGRAD_THREADS") or 1))
 
 
 _threads = _default_threads()
 
 
 def threads(count: int | None = None) -> int:
-    """How many threads scale a large vector; with a count, so many from now on. No bit depends on
-    it. Starts at REVGRAD_THREADS, or the number of processors, at most 8."""
+    """How many threads scale a large vector; with a count, so many from now on.
+
+    No bit depends on it. Starts at REVGRAD_THREADS, or 1: see bench_exact.py before raising it.
+    """
     global _threads
     if count is not None:
         if count < 1:
