@@ -405,17 +405,14 @@ class Program:
 
     def hyper_value(self, name, t):
         """An optimizer hyperparameter at step t: a number, or a vector over the flat params."""
-        return self._spread(name, t, "value", self.optimizer_values[name])
+        spread, values = self.run.spreads[name], self.optimizer_values[name]
+        return self._once(name, "value", lambda: spread.flat(values, t, self.layout))
 
     def factor(self, statement, reads, t):
         """(Ratio or None, float) of a Scale; None: no ratio, a rounding scale must do."""
         by = statement.by
         if by in self.ratios:
-            n, d = (
-                self._spread(by, t, k, v, np.int64)
-                for k, v in zip("nd", self.ratios[by], strict=True)
-            )
-            return Ratio(*((int(n), int(d)) if np.ndim(n) == 0 else (n, d))), reads[by]
+            return self._once(by, "ratio", lambda: self._named_ratio(by, t)), reads[by]
         value = reads[by] if isinstance(by, str) else by(**reads)
         try:
             ratio = self._ratio(value)
@@ -427,14 +424,18 @@ class Program:
             return None, value
         return ratio, ratio.value
 
-    def _spread(self, name, t, what, values, dtype=np.float64):
-        spread = self.run.spreads[name]
-        if spread.constant and (name, what) in self._constant:
-            return self._constant[name, what]
-        value = spread.flat(values, t, self.layout, dtype)
-        if spread.constant:
-            self._constant[name, what] = value
-        return value
+    def _named_ratio(self, name, t):
+        spread, parts = self.run.spreads[name], self.ratios[name]
+        n, d = (spread.flat(part, t, self.layout, np.int64) for part in parts)
+        return Ratio(int(n), int(d)) if spread.scalar else Ratio(n, d)
+
+    def _once(self, name, what, make):
+        """What make() gives; made once where the hyperparameter is the same at every step."""
+        if not self.run.spreads[name].constant:
+            return make()
+        if (name, what) not in self._constant:
+            self._constant[name, what] = make()
+        return self._constant[name, what]
 
 
 class _Step:
