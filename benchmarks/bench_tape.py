@@ -377,7 +377,7 @@ def main():
         for dtype in (np.float32, np.float64):
             profile(dtype, 1)
         return
-    rounds = options.rounds or (5 if options.quick else 60)
+    rounds = options.rounds or (2 if options.quick else 60)
     hand = load_controls(Path(__file__).parent / "hand_numpy.py")
     rows = []
     for dtype in (np.float32, np.float64):
