@@ -87,33 +87,35 @@ INLINE int64_t NAME(multiply_lanes)(int64_t *x, uint32_t *head, NAME(ratios) by,
 INLINE int64_t NAME(divide_lanes)(int64_t *x, uint32_t *head, NAME(ratios) by, int usual,
                                   const uint16_t *words, int64_t count)
 {
-    vi h = load_u32(head), s, z, new_h, new_x;
-    vi q = NAME(floor_divide)(load(x), by.n, by.n_up, &s);
-    vm spilled;
-    int popped;
-    vi least = times_low(h, by.n), threshold = shift_left(by.d, RATIO_LOW_BITS);
-    /* z in [least, least + n): known from the head alone, long before s, but for one head */
-    spilled = below(least, threshold);
-    if (!none(differ_masks(spilled, below(least + by.n - every(1), threshold))))
-        return -1;
-    popped = how_many(spilled);
-    z = least + s;
+    vi old = load(x), h = load_u32(head), threshold = shift_left(by.d, RATIO_LOW_BITS);
+    /* floor_divide, but that q is left with FLOOR_BITS added */
+    vi first = coarse(real(old), by.n_up);
+    vi rest = (old - times_low(first, by.n)) & LOW_HALF;
+    vi second = floor_bits(small_real(rest), by.n_up);
+    vi q = first + second, least = times_low(h, by.n), new_h, new_x;
+    vi z = least + (rest - times_low(second, by.n));
+    /* z in [least, least + n): known from the head alone, long before z, but for one head */
+    vm spilled = below(least, threshold);
+    int popped = how_many(spilled);
     if (popped) {
-        if (!can_pop(count, popped))
+        if (!can_pop(count, popped) || !all_of(spilled, below(z, threshold)))
             return -1;
         z = choose(spilled, shift_left(z, RATIO_WORD_BITS)
                                 | pop_words(words, count, spilled, popped), z);
         count -= popped;
     }
     if (usual) {
+        /* q in [-2^(63 - USUAL_BITS), 2^(63 - USUAL_BITS)) or x is no int64; << drops FLOOR_BITS */
+        if (any_bit(q + every((1ll << (63 - USUAL_BITS)) - FLOOR_BITS),
+                    every(~((1ll << (64 - USUAL_BITS)) - 1))))
+            return -1;
         new_h = shift_right(z, USUAL_BITS);
         new_x = shift_left(q, USUAL_BITS) | (z & (by.d - every(1)));
-        if (!none(differ(shift_signed(new_x, USUAL_BITS), q)))
-            return -1;
     } else {
         /* q*d + r in halves, as ratio_join; high fits in 32 signed bits or x is no int64 */
         vi low, high;
-        new_h = floor_times(small_real(z), by.d_up);
+        q = q - every(FLOOR_BITS);
+        new_h = floor_bits(small_real(z), by.d_up);
         low = times_low(q, by.d) + (z - times_low(new_h, by.d));
         high = times(shift_signed(q, 32), by.d) + shift_right(low, 32);
         if (!none(differ(shift_signed(shift_left(high, 32), 32), high)))

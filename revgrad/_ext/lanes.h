@@ -37,6 +37,10 @@
 #undef floor_small
 #undef coarse
 #undef floor_times
+#undef floor_bits
+#undef FLOOR_BITS
+#undef all_of
+#undef any_bit
 #undef push_words
 #undef can_pop
 #undef pop_words
@@ -72,6 +76,8 @@
 #define negative(a) _mm512_movepi64_mask(a)
 #define differ_masks(m, k) ((m) ^ (k))
 #define none(m) ((m) == 0)
+#define all_of(m, k) (((m) & ~(k)) == 0)
+#define any_bit(a, b) (_mm512_test_epi64_mask(a, b) != 0)
 #define lanes_as_ones(m) _mm512_movm_epi64(m)
 #define how_many(m) __builtin_popcount(m)
 #define choose(m, a, b) _mm512_mask_blend_epi64(m, b, a)
@@ -80,6 +86,10 @@
 #define real(a) _mm512_cvtepi64_pd(a)
 #define small_real(a) _mm512_cvtepi64_pd(a)
 #define floor_times(f, up) _mm512_cvttpd_epi64((f) * (up))
+/* floor(f*up) + FLOOR_BITS, whose low 32 bits say all where that is below 2^32 */
+#define FLOOR_BITS 0x4330000000000000
+#define floor_bits(f, up) _mm512_castpd_si512(_mm512_fmadd_round_pd( \
+    f, up, every_real(4503599627370496.0), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC))
 #define coarse(f, up) _mm512_cvtpd_epi64(_mm512_fmsub_pd(f, up, every_real(LAG)))
 /* The low words of the lanes in m, compressed in a register: into memory it would be slow. */
 #define push_words(words, m, z) \
@@ -124,6 +134,8 @@
 #define negative(a) below(a, _mm256_setzero_si256())
 #define differ_masks(m, k) ((m) ^ (k))
 #define none(m) _mm256_testz_si256(m, m)
+#define all_of(m, k) _mm256_testc_si256(k, m)
+#define any_bit(a, b) (!_mm256_testz_si256(a, b))
 #define lanes_as_ones(m) (m)
 #define how_many(m) __builtin_popcount(lanes_of(m))
 #define choose(m, a, b) _mm256_blendv_epi8(b, a, m)
@@ -132,6 +144,8 @@
     (_mm256_castsi256_pd((a) | every(0x4330000000000000)) - every_real(4503599627370496.0))
 /* f*up is no integer, or 0; one rounding does not move f*up - 1/2 across one */
 #define floor_times(f, up) avx2_nearest(_mm256_fmsub_pd(f, up, every_real(0.5)))
+#define FLOOR_BITS 0x4338000000000000
+#define floor_bits(f, up) _mm256_castpd_si256(_mm256_fmsub_pd(f, up, every_real(0.5)) + MAGIC)
 /* adding 1.5*2^64 leaves the sum in units of 2^12 */
 #define coarse(f, up) _mm256_slli_epi64( \
     _mm256_castpd_si256((f) * (up) + every_real(0x1.8p64)) - every(0x43f8000000000000 + LAG / 4096), 12)
