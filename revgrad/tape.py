@@ -35,6 +35,12 @@ class Box:
     def __init__(self, value, trace, node):
         self.value, self.trace, self.node = value, trace, node
 
+    def __deepcopy__(self, _memo):
+        return self  # a copy would belong to no trace, and its derivative be lost
+
+    def __reduce__(self):
+        raise TypeError("a traced value cannot be pickled; pickle stop_gradient(x).")
+
 
 class Trace:
     """One observation in progress; use as a context manager around the observed call."""
