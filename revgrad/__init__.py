@@ -21,9 +21,9 @@ from revgrad.hyper import per_step
 from revgrad.linear_map import linearize
 from revgrad.optimizers import SGD, Adam, HeavyBall, Momentum
 from revgrad.outer import minimize
-from revgrad.program import FixedPoint
 from revgrad.ratio import Ratio
 from revgrad.report import Report
+from revgrad.state import FixedPoint
 from revgrad.train import train
 from revgrad.transforms import (
     grad,

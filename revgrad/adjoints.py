@@ -14,7 +14,9 @@ import optree
 
 from revgrad.arrays import plain
 from revgrad.errors import BufferEmpty, ClosureError, FixedOverflow, NotReversed, StopRun
-from revgrad.program import CLOSURE, Cotangents, Program
+from revgrad.gradient import CLOSURE
+from revgrad.program import Program
+from revgrad.state import Cotangents
 from revgrad.tape import Box
 from revgrad.transforms import value_and_grad, zeros_like
 
@@ -184,7 +186,7 @@ def _stops(run, t, loss, aux):
 
 def _watch(run, t, leaves):
     """What `watch` makes of plain params: a float."""
-    x = run.watch(t, optree.tree_unflatten(run.layout.tree, leaves))
+    x = run.watch(t, run.layout.unflatten(leaves))
     if isinstance(x, Box):
         raise ClosureError(CLOSURE)
     if np.shape(x):
@@ -220,7 +222,7 @@ def backwards(program, memory, state, steps, ct_variables, ct_watched=None):
 
 def _pull_watch(program, linearization, t, cts, ct):
     def watch(leaves):
-        return program.run.watch(t, program.params_tree(leaves))
+        return program.run.watch(t, program.layout.unflatten(leaves))
 
     _, g = value_and_grad(watch)(linearization.leaves)
     cts.variables["params"] = cts.variables["params"] + ct * program.layout.join(g)
@@ -273,7 +275,7 @@ def unroll(run, values):
         _watch(run, 0, [plain(x) for x in values.params])
     steps = run.steps
     for t in range(run.steps):
-        params = optree.tree_unflatten(layout.tree, variables["params"])
+        params = layout.unflatten(variables["params"])
         if run.watch is not None:
             watched.append(run.watch(t, params))
         loss, aux, g = _float_gradient(run, variables["params"], run.hyper_leaves(values, t), t)
@@ -295,7 +297,7 @@ def _float_gradient(run, leaves, hyper, t):
     batch = run.batch(t)
 
     def loss(leaves):
-        params = optree.tree_unflatten(run.layout.tree, leaves)
+        params = run.layout.unflatten(leaves)
         out = run.loss(params, run.hyper_tree(hyper), batch)
         return out if run.has_aux else (out, None)
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from revgrad.errors import StopRun
 from revgrad.hyper import Spread, resolve, whole_number
 from revgrad.optimizers import Adam, Optimizer
-from revgrad.program import Layout
+from revgrad.state import Layout
 from revgrad.transforms import flatten_floats, value_and_grad, zeros_like
 
 

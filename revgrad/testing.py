@@ -13,8 +13,8 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from revgrad.adjoints import Reversible, Stored
 from revgrad.arrays import plain
 from revgrad.optimizers import Scale
-from revgrad.program import FixedPoint
 from revgrad.rules.row import cast, define, dtype_of, shape_of
+from revgrad.state import FixedPoint
 from revgrad.train import train
 from revgrad.transforms import jvp, vjp
 

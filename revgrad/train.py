@@ -10,11 +10,12 @@ from revgrad import blas
 from revgrad.adjoints import Reversible, Stored, Unrolled, backwards, forwards, unroll
 from revgrad.arrays import plain
 from revgrad.errors import ClosureError, MissingRule
+from revgrad.gradient import CLOSURE
 from revgrad.hyper import Spread, is_per_step, resolve, whole_number
 from revgrad.optimizers import Optimizer
-from revgrad.program import CLOSURE, FixedPoint, Layout, Run, Values
 from revgrad.report import Report
 from revgrad.rules.row import cast, dtype_of
+from revgrad.state import FixedPoint, Layout, Run, Values
 from revgrad.tape import Box, Primitive, Push
 from revgrad.transforms import check_scalar, flatten_floats, flatten_like
 
@@ -87,7 +88,7 @@ def train(
 
 def _answer(run, trained, variables, watched, return_state, return_watched):
     def like_params(leaves):
-        return optree.tree_unflatten(run.layout.tree, leaves)
+        return run.layout.unflatten(leaves)
 
     out = [like_params(trained)]
     if return_state:
@@ -258,7 +259,7 @@ def _untraced(watch):
 
 def _probe(run, values):
     """One look at the loss: what it returns, and whether it closes over a traced value."""
-    params = optree.tree_unflatten(run.layout.tree, [plain(x) for x in values.params])
+    params = run.layout.unflatten([plain(x) for x in values.params])
     if not run.steps:
         return
     now = [

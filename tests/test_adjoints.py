@@ -402,7 +402,7 @@ def visited_states(start, answer):
     state, _ = program.start()
     for t in range(JAX_STEPS):
         now = {k: program.layout.leaves(x) for k, x in state.variables.items()}
-        now = {k: program.params_tree(leaves) for k, leaves in now.items()}
+        now = {k: program.layout.unflatten(leaves) for k, leaves in now.items()}
         seen.append({"params": now.pop("params"), "state": now})
         program.advance(state, t)
     return seen
@@ -713,17 +713,17 @@ def take_the_value_after(point, cts):
     return module_pull_scale(replace(point, before=point.before * point.factor), cts)
 
 
-module_pull_scale, module_pull_add = module._pull_scale, module._pull_add
+module_pull_scale, module_pull_add = module.pull_scale, module.pull_add
 FAULTS = {
-    "a scale does not scale the cotangent": ("_pull_scale", keep_the_cotangent),
-    "a factor sees the target after it": ("_pull_scale", take_the_value_after),
-    "a factor has no cotangent": ("_pull_scale", lambda p, cts: module_pull_scale(p, cts) and []),
+    "a scale does not scale the cotangent": ("pull_scale", keep_the_cotangent),
+    "a factor sees the target after it": ("pull_scale", take_the_value_after),
+    "a factor has no cotangent": ("pull_scale", lambda p, cts: module_pull_scale(p, cts) and []),
     "an add forgets what it read": (
-        "_pull_add",
+        "pull_add",
         lambda p, cts: [(k, ct) for k, ct in module_pull_add(p, cts) if k != "velocity"],
     ),
     "an add pulls back twice": (
-        "_pull_add",
+        "pull_add",
         lambda p, cts: 2 * [*module_pull_add(p, cts)],
     ),
 }

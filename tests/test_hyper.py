@@ -12,7 +12,7 @@ from training import batches_of, bits, distance, hyper_of, loss, params_of, vali
 
 import revgrad as rg
 from revgrad.hyper import Spread, is_per_step, resolve
-from revgrad.program import Layout
+from revgrad.state import Layout
 
 STEPS = 7
 ADJOINTS = (rg.Reversible(), rg.Stored(), rg.Unrolled())

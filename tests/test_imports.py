@@ -25,7 +25,19 @@ REALS = (
     "custom",
 )
 INTEGERS = ("_ext", "ratio", "buffer", "fixed")
-MIDDLE = ("blas", "report", "hyper", "optimizers", "snapshots", "program", "adjoints", "train")
+MIDDLE = (
+    "blas",
+    "report",
+    "hyper",
+    "state",
+    "optimizers",
+    "gradient",
+    "step",
+    "snapshots",
+    "program",
+    "adjoints",
+    "train",
+)
 TOP = ("online", "outer", "diagnose", "nn", "data", "interop", "plots")
 DOOR = ("extend", "testing", "__init__", "__main__")
 EVERYWHERE = {"errors"}

@@ -1,0 +1,146 @@
+"""What a run is made of: its arithmetic, the layout of its params, its integers, its cotangents."""
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import optree
+
+from revgrad.buffer import BignumBuffer, InformationBuffer
+
+BUFFERS = {"words": InformationBuffer, "bignum": BignumBuffer}
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """How training keeps its numbers.
+
+    fraction_bits: variable -> bits after the point, e.g. {"params": 52}; a variable left out gets
+        52 (params) or what its first gradient suggests, at most 60 (second moments 62).
+    buffer: "words" (compiled, machine-word heads and a bignum tail) or "bignum" (one bignum per
+        element, Maclaurin et al. 2015, algorithm 3; slower, takes ratios of any size).
+    rounding: "nearest", or "truncated" for the 2015 authors' n = trunc(f 2^16) + 1.
+    """
+
+    fraction_bits: dict = field(default_factory=dict)
+    buffer: str = "words"
+    rounding: str = "nearest"
+
+    def __post_init__(self):
+        if self.buffer not in BUFFERS:
+            raise ValueError(f"buffer={self.buffer!r}; choose one of {sorted(BUFFERS)}.")
+        for name, bits in self.fraction_bits.items():
+            if not 0 <= bits <= 62:
+                raise ValueError(f"fraction_bits[{name!r}] = {bits}; from 0 to 62 is possible.")
+
+
+class Layout:
+    """Where the leaves of the params lie in a flat vector."""
+
+    def __init__(self, leaves, tree):
+        self.tree = tree
+        self.marks = optree.tree_unflatten(tree, range(len(leaves)))  # leaf numbers, as a tree
+        self.shapes = [np.shape(x) for x in leaves]
+        self.dtypes = [np.result_type(x) for x in leaves]
+        self.ends = np.cumsum([0, *(np.size(x) for x in leaves)]).tolist()
+        self.size = self.ends[-1]
+        paths = optree.treespec_paths(tree)
+        self.paths = ["".join(f"[{p!r}]" for p in path) for path in paths]
+
+    def unflatten(self, leaves):
+        return optree.tree_unflatten(self.tree, leaves)
+
+    def split(self, flat):
+        """Views of a flat vector, one per leaf, in the leaves' shapes."""
+        spans = zip(self.ends, self.ends[1:], self.shapes, strict=False)
+        return [flat[lo:hi].reshape(shape) for lo, hi, shape in spans]
+
+    def join(self, leaves):
+        """One float64 vector from leaves."""
+        flat = np.empty(self.size)
+        for part, leaf in zip(self.split(flat), leaves, strict=True):
+            part[...] = leaf
+        return flat
+
+    def leaves(self, fixed):
+        """Decode a variable into leaves of the params' shapes and dtypes."""
+        kinds = {dtype: self.split(fixed.decode(dtype)) for dtype in set(self.dtypes)}
+        return [kinds[dtype][k] for k, dtype in enumerate(self.dtypes)]
+
+    def cast(self, flat):
+        """Split a float64 vector into leaves of the params' dtypes."""
+        parts = zip(self.split(flat), self.dtypes, strict=True)
+        return [part.astype(dtype, copy=False) for part, dtype in parts]
+
+    def name(self, index):
+        """The path of the leaf that holds a flat index."""
+        k = int(np.searchsorted(self.ends, index, side="right")) - 1
+        return f"params{self.paths[k]}"
+
+
+@dataclass(slots=True)
+class State:
+    """The integers of a run: a FixedArray per variable, a buffer per scaled variable."""
+
+    variables: dict
+    buffers: dict
+
+    def copy(self):
+        return State(
+            {k: x.copy() for k, x in self.variables.items()},
+            {k: b.copy() for k, b in self.buffers.items()},
+        )
+
+    def digest(self):
+        """Bytes that differ whenever an integer, a head or a word does."""
+        parts = [blake2b(x.values, digest_size=16).digest() for x in self.variables.values()]
+        return b"".join(parts + [b.digest() for b in self.buffers.values()])
+
+
+@dataclass(slots=True)
+class Cotangents:
+    """Cotangents of everything a run starts from: float64, summed one add per step."""
+
+    variables: dict  # variable -> flat vector
+    optimizer: dict  # hyperparameter -> list of arrays like its values
+    hyper: list  # one array per leaf of the loss's hyper
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What `train` has checked and taken apart: everything about a run but its numbers."""
+
+    loss: Any
+    has_aux: bool
+    optimizer: Any
+    batch: Any  # step -> batch
+    steps: int
+    first_t: int  # steps taken before this run, for bias corrections
+    layout: Layout
+    spreads: dict  # optimizer hyperparameter -> Spread
+    hyper_tree: Any  # leaves -> the loss's hyper
+    hyper_every: tuple  # per leaf of hyper: None, or PerStep's `every`
+    watch: Any
+    callback: Any
+    arithmetic: FixedPoint
+    report: Any
+
+    def hyper_leaves(self, values, t):
+        """The leaves of the loss's hyper at step t; values may be traced."""
+        pairs = zip(values.hyper, self.hyper_every, strict=True)
+        return [x if every is None else x[t // every] for x, every in pairs]
+
+    def hyper_at_leaf(self, values, t, name, k):
+        """An optimizer hyperparameter for param leaf k at step t; values may be traced."""
+        return self.spreads[name].at_leaf(values.optimizer[name], k, t)
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """The numbers a run starts from, in the order in which the primitive `train` takes them."""
+
+    params: list  # leaves
+    warm: dict  # state variable -> leaves
+    optimizer: dict  # hyperparameter -> values
+    hyper: list  # leaves
