@@ -48,7 +48,7 @@ class Compiled:
 
     def __init__(self, f):
         update_wrapper(self, f)
-        self.f, self.captured = f, _Captured(f)
+        self.f, self.captured = f, Captured(f)
         self.entries, self.two_phase = {}, {}
         name = getattr(f, "__name__", "compiled")
         self.primitive = Primitive(name, self._run, stage=self._stage, many=True)
@@ -57,17 +57,17 @@ class Compiled:
         leaves, tree = optree.tree_flatten((args, kwargs))
         if _must_inline(leaves):
             return self.f(*args, **kwargs)
-        dynamic = [x for x in leaves if _is_dynamic(x)]
-        statics = tuple((type(x), x) if not _is_dynamic(x) else None for x in leaves)
+        dynamic = [x for x in leaves if is_dynamic(x)]
+        statics = tuple((type(x), x) if not is_dynamic(x) else None for x in leaves)
         form = (tree, statics, self.captured.now())
         out = self.primitive(*dynamic, form=form)
         return optree.tree_unflatten(self._entry(dynamic, form).out_tree, out)
 
     def _entry(self, dynamic, form):
-        key = form, *map(_signature, dynamic)
+        key = form, *map(signature, dynamic)
         entry = self.entries.get(key)
         if entry is None:
-            entry = self.entries[key] = _Entry(self._flat(form), [_bare(x) for x in dynamic])
+            entry = self.entries[key] = Entry(self._flat(form), [_bare(x) for x in dynamic])
         return entry
 
     def _flat(self, form):
@@ -88,14 +88,14 @@ class Compiled:
     def _stage(self, wanted, dynamic, static):
         """Outputs, and a pull-back that replays: for reverse mode over a compiled function."""
         form = static["form"]
-        key = form, tuple(wanted), *map(_signature, dynamic)
+        key = form, tuple(wanted), *map(signature, dynamic)
         phases = self.two_phase.get(key)
         if phases is None:
             phases = self.two_phase[key] = _pull_phases(self._flat(form), dynamic, wanted)
         return phases.start(dynamic)
 
 
-class _Entry:
+class Entry:
     """One recording, and a replay of it per thread, as buffers are not shared."""
 
     def __init__(self, flat, leaves):
@@ -262,7 +262,7 @@ def gradient_with_products(loss, params, hyper, *rest, borrow=False):
 # What a call looks like.
 
 
-def _is_dynamic(x):
+def is_dynamic(x):
     return hasattr(x, "dtype") or type(x) is float
 
 
@@ -272,7 +272,7 @@ def _bare(x):
     return x
 
 
-def _signature(x):
+def signature(x):
     x = _bare(x)
     if isinstance(x, np.ndarray):
         return x.shape, x.dtype, x.strides
@@ -285,7 +285,7 @@ def _must_inline(leaves):
     return any(not isinstance(b.trace, Pull) or isinstance(b.value, Box) for b in boxes)
 
 
-class _Captured:
+class Captured:
     """What a function captures: closure cells, globals it names, defaults, and theirs."""
 
     def __init__(self, f):
@@ -358,10 +358,10 @@ def show(f, *args, **kwargs):
 def listing(f, *args, **kwargs):
     """The text that `show` prints: inputs, then one instruction a line with its result's shape."""
     leaves, tree = optree.tree_flatten((args, kwargs))
-    dynamic = [x for x in leaves if _is_dynamic(x)]
-    statics = tuple(None if _is_dynamic(x) else (type(x), x) for x in leaves)
+    dynamic = [x for x in leaves if is_dynamic(x)]
+    statics = tuple(None if is_dynamic(x) else (type(x), x) for x in leaves)
     form = (tree, statics, ())
-    program = _Entry(Compiled(getattr(f, "f", f))._flat(form), dynamic).program
+    program = Entry(Compiled(getattr(f, "f", f))._flat(form), dynamic).program
     names = {v: f"in{k}" for k, v in enumerate(program.inputs)}
     lines = [f"{name:>6} : {_kind(v.value)}" for v, name in names.items()]
     for i in program.instructions:

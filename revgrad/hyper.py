@@ -29,6 +29,25 @@ def per_step(values, every=1):
     return PerStep(values, whole_number(every, "every", 1))
 
 
+class HyperTree:
+    """The loss's hyper but for its float leaves; a call with these puts it together.
+
+    form: what two equal ones have in common.
+    """
+
+    def __init__(self, tree, leaves, floats):
+        self.tree, self.floats, self.leaves = tree, floats, list(leaves)
+        for i in floats:
+            self.leaves[i] = None
+        self.form = tree, tuple(floats), tuple((type(x), x) for x in self.leaves)
+
+    def __call__(self, now):
+        leaves = list(self.leaves)
+        for i, x in zip(self.floats, now, strict=True):
+            leaves[i] = x
+        return optree.tree_unflatten(self.tree, leaves)
+
+
 def whole_number(x, name, least):
     """x as an int. Raises: ValueError with the name unless x is whole and at least `least`."""
     real = isinstance(x, Real) and not isinstance(x, bool)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from revgrad import rules  # noqa: F401  (importing it fills the registry)
 from revgrad.arrays import ArrayBox, functions
 from revgrad.tape import Primitive, Trace
 

@@ -3,8 +3,10 @@
 Each check raises AssertionError with the numbers that disagree. The strategies need hypothesis.
 """
 
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
+from itertools import count
 
 import numpy as np
 import optree
@@ -12,8 +14,9 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from revgrad.adjoints import Reversible, Stored
 from revgrad.arrays import plain
+from revgrad.gradient import Gradient
 from revgrad.optimizers import Scale
-from revgrad.rules.row import cast, define, dtype_of, shape_of
+from revgrad.rules.row import cast, dtype_of, shape_of
 from revgrad.state import FixedPoint
 from revgrad.train import train
 from revgrad.transforms import jvp, vjp
@@ -99,33 +102,36 @@ def _random_loss(rng, size):
     return loss
 
 
-def planted_fault(loss, *, call, leaf=0):
-    """The loss, but one entry of its gradient is one ulp off at one call, counted from 0.
+@contextmanager
+def planted_fault(step, *, visit=1, leaf=0):
+    """Within it, the gradient at `step` is one ulp off at one visit: 0 is the way there.
 
     The entry is the largest of leaf number `leaf` of the params. For checking that the checks work:
-    training whose way back meets such a gradient must raise NotReversed.
+    training whose way back meets such a gradient must raise NotReversed. For one run at a time.
     """
-    calls = iter(range(call + 1))
+    visits, value, with_pullback = count(), Gradient.value, Gradient.with_pullback
 
-    def faulty(params, hyper, batch):
-        if next(calls, None) == call:
-            leaves, tree = optree.tree_flatten(params)
-            leaves[leaf] = _off_by_one_ulp(leaves[leaf])
-            params = optree.tree_unflatten(tree, leaves)
-        return loss(params, hyper, batch)
+    def spoil(gradient, g, t):
+        if t == step and next(visits) == visit:
+            part = gradient.layout.split(g)[leaf].reshape(-1)
+            k = np.argmax(np.abs(part))
+            part[k] += np.spacing(gradient.layout.dtypes[leaf].type(part[k]))
 
-    return faulty
+    def faulty_value(self, leaves, t):
+        out, g = value(self, leaves, t)
+        spoil(self, g, t)
+        return out, g
 
+    def faulty_with_pullback(self, leaves, t):
+        g, pull = with_pullback(self, leaves, t)
+        spoil(self, g, t)
+        return g, pull
 
-def _nudge(ct, out, x):
-    value = np.asarray(plain(ct))
-    largest = np.unravel_index(np.argmax(np.abs(value)), value.shape)
-    ulp = np.zeros_like(value)
-    ulp[largest] = np.nextafter(value[largest], np.inf) - value[largest]
-    return ct + ulp
-
-
-_off_by_one_ulp = define("off_by_one_ulp", lambda x: x, ["linear"], [_nudge], register=False)
+    try:
+        Gradient.value, Gradient.with_pullback = faulty_value, faulty_with_pullback
+        yield
+    finally:
+        Gradient.value, Gradient.with_pullback = value, with_pullback
 
 
 def factors():

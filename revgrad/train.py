@@ -11,7 +11,7 @@ from revgrad.adjoints import Reversible, Stored, Unrolled, backwards, forwards, 
 from revgrad.arrays import plain
 from revgrad.errors import ClosureError, MissingRule
 from revgrad.gradient import CLOSURE
-from revgrad.hyper import Spread, is_per_step, resolve, whole_number
+from revgrad.hyper import HyperTree, Spread, is_per_step, resolve, whole_number
 from revgrad.optimizers import Optimizer
 from revgrad.report import Report
 from revgrad.rules.row import cast, dtype_of
@@ -225,13 +225,7 @@ def _take_hyper(hyper, steps, layout):
         if k is not None and i not in floats:
             raise TypeError("per_step in hyper must hold floats; compute integers from the batch.")
 
-    def put_together(now):
-        rest = list(values)
-        for i, v in zip(floats, now, strict=True):
-            rest[i] = v
-        return optree.tree_unflatten(tree, rest)
-
-    return taken, tuple(every[i] for i in floats), put_together
+    return taken, tuple(every[i] for i in floats), HyperTree(tree, values, floats)
 
 
 def _is_float(x):

@@ -31,6 +31,7 @@ MIDDLE = (
     "hyper",
     "state",
     "optimizers",
+    "recording",
     "gradient",
     "step",
     "snapshots",

@@ -1,0 +1,107 @@
+"""Recordings of losses: made once per signature, kept from run to run, checked against the tape."""
+
+from collections import OrderedDict
+
+import numpy as np
+import optree
+
+from revgrad.compiled import Captured, Entry, gradient_with_products, is_dynamic, signature
+from revgrad.tape import Box
+from revgrad.transforms import value_and_grad
+
+LOSSES, SIGNATURES = 16, 16  # how many recordings are kept: of losses, and of each one
+_kept = OrderedDict()
+
+
+def recordings(f, loss, *form):
+    """The Recordings of f, which does nothing but call `loss` in a way that `form` says."""
+    key = (Captured(loss).now(), *form)
+    try:
+        found = _kept.setdefault(key, Recordings(f))
+    except TypeError:  # something in the form is not hashable
+        return Recordings(f)
+    _kept.move_to_end(key)
+    if len(_kept) > LOSSES:
+        _kept.popitem(last=False)
+    return found
+
+
+class Recordings:
+    """Of one f(params leaves, hyper leaves, batch) -> (scalar, aux), by signature."""
+
+    def __init__(self, f):
+        self.f, self.found = f, OrderedDict()
+
+    def get(self, *args):
+        """The Recording for such arguments, or None where only the tape will do."""
+        leaves, tree = optree.tree_flatten(args)
+        if any(isinstance(x, Box) for x in leaves):
+            return None
+        key = tree, tuple(signature(x) if is_dynamic(x) else (type(x), x) for x in leaves)
+        if key not in self.found:
+            self.found[key] = _record(self.f, args)
+            if len(self.found) > SIGNATURES:
+                self.found.popitem(last=False)
+        return self.found[key]
+
+
+def _record(f, args):
+    (value, aux), g = value_and_grad(f, has_aux=True)(*args)
+    expected = optree.tree_leaves((value, aux, g))
+    if any(isinstance(x, Box) for x in expected):
+        return None  # a closure over a traced value
+    try:
+        recording = Recording(f, args)
+    except Exception:  # whatever a loss may do that cannot be recorded: the tape takes it
+        return None
+    came = optree.tree_leaves(recording.value(*args))
+    return recording if all(map(_same, came, expected)) else None  # not a function: e.g. random
+
+
+def _same(a, b):
+    a, b = np.asarray(a), np.asarray(b)
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+class Recording:
+    """Two programs: value and gradient, for the way forward; gradient and products, for back."""
+
+    def __init__(self, f, args):
+        leaves, self.tree = optree.tree_flatten(args)
+        self.f, self.args, self.products = f, args, None
+        self.dynamic = [k for k, x in enumerate(leaves) if is_dynamic(x)]
+        self.leaves = [None if is_dynamic(x) else x for x in leaves]
+
+        def flat(*boxes):
+            (value, aux), g = value_and_grad(f, has_aux=True)(*self._arguments(boxes))
+            return optree.tree_flatten((value, aux, g))
+
+        self.program = Entry(flat, self._inputs(args))
+
+    def _arguments(self, inputs):
+        leaves = list(self.leaves)
+        for k, x in zip(self.dynamic, inputs, strict=True):
+            leaves[k] = x
+        return optree.tree_unflatten(self.tree, leaves)
+
+    def _inputs(self, args):
+        leaves = optree.tree_leaves(args)
+        return [leaves[k] for k in self.dynamic]
+
+    def value(self, *args):
+        """(loss, aux, leaves of the gradient)."""
+        out = self.program.replay().run[0](*self._inputs(args))
+        return optree.tree_unflatten(self.program.out_tree, out)
+
+    def with_products(self, *args):
+        """(g, direction -> [H direction, its product with d2L/dhyper dparams]); leaves all."""
+        if self.products is None:
+
+            def loss(params, hyper, *rest):
+                return self.f(*self._arguments([*params, *hyper, *rest]))[0]
+
+            params, hyper, _ = args
+            rest = self._inputs(args)[len(params) + len(hyper) :]
+            self.products = gradient_with_products(loss, list(params), list(hyper), *rest)
+        g, then = self.products.start(self._inputs(args))
+        return g, then
