@@ -64,6 +64,17 @@ class Trace:
             return value.value, value.node
         return _live(value, "a traced function's result"), None
 
+    def refuse_closure(self, primitive, outs):
+        """Arguments hold boxes of older traces only; an answer that is another's came by closure.
+
+        A function run by the primitive brought it in: this trace would wrap it, or not see it.
+        """
+        if any(isinstance(o, Box) and o.trace.age >= self.age for o in outs):
+            raise ClosureError(
+                f"{primitive.name} uses a traced value that was not passed to it, so its "
+                "derivative would be lost; pass it as an argument."
+            )
+
 
 class Node:
     """One call of a primitive on the way forward, or (primitive None) an input.
@@ -113,21 +124,14 @@ class Pull(Trace):
         pullback = None
         if primitive.stage is not None:
             out, pullback = primitive.stage([i for i, _, _ in parents], raw, static)
-            self._refuse_own(primitive, out if primitive.many else (out,))
         else:
             out = run(*raw, **static)
+        if primitive.many or isinstance(out, Box):
+            self.refuse_closure(primitive, out if primitive.many else (out,))
         node = Node(primitive, parents, out, raw, static, pullback)
         if primitive.many:
             return tuple(self.box(o, self, (node, k)) for k, o in enumerate(out))
         return self.box(out, self, (node, 0))
-
-    def _refuse_own(self, primitive, outs):
-        """A function run by a primitive gave back this trace's box: not through its arguments."""
-        if any(isinstance(o, Box) and o.trace is self for o in outs):
-            raise ClosureError(
-                f"{primitive.name} uses a traced value that was not passed to it, so its "
-                "derivative would be lost; pass it as an argument."
-            )
 
 
 class Push(Trace):
@@ -143,6 +147,8 @@ class Push(Trace):
         out = primitive(*raw, **static)
         if primitive.constant:
             return out
+        if primitive.many or isinstance(out, Box):
+            self.refuse_closure(primitive, out if primitive.many else (out,))
         tangent = primitive.push(tangents, out=out, args=raw, static=static)
         if primitive.many:
             pairs = zip(out, tangent, strict=True)
@@ -194,7 +200,8 @@ def _live(box, where):
     if not box.trace.live:
         raise LeakedBox(
             f"{where} met a traced value whose trace has ended; return values from the traced "
-            "function instead of storing them, or store stop_gradient(x)."
+            "function instead of storing them, pass them to inner functions as arguments, or "
+            "store stop_gradient(x)."
         )
     return box
 

@@ -47,6 +47,39 @@ def test_checkpoint_refuses_a_closed_over_traced_value():
         rg.grad(f)(np.ones(2))
 
 
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda f, x: rg.grad(lambda y: f(lambda z: np.sin(z) * y)(x))(2.0),
+        lambda f, x: rg.jvp(lambda y: f(lambda z: np.sin(z) * y)(x), (2.0,), (1.0,))[1],
+        lambda f, x: rg.grad(lambda y: f(lambda z: z * y * x)(x))(2.0),
+    ],
+)
+@pytest.mark.parametrize(
+    "function",
+    [
+        rg.checkpoint,
+        rg.custom_rule(pull=[lambda ct, out, z: ct], push=[lambda t, out, z: t]),
+    ],
+)
+def test_a_closure_over_a_younger_trace_is_refused(inner, function):
+    """The arguments belong to an older trace, which would wrap the younger one's answer."""
+    outers = [rg.grad(lambda x: inner(function, x))]
+    if function is not rg.checkpoint:  # which is the function itself in forward mode
+        outers.append(lambda x: rg.jvp(lambda x: inner(function, x), (x,), (1.0,)))
+    for outer in outers:
+        with pytest.raises(rg.ClosureError, match=r"was not passed to it.*as an argument"):
+            outer(3.0)
+
+
+def test_a_rule_refuses_a_closed_over_traced_value():
+    triple = rg.custom_rule(pull=[lambda ct, out, z: 3 * ct], push=[lambda t, out, z: 3 * t])
+    with pytest.raises(rg.ClosureError, match="pass it as an argument"):
+        rg.grad(lambda y: triple(lambda z: z * y)(y))(2.0)
+    with pytest.raises(rg.ClosureError, match="pass it as an argument"):
+        rg.jvp(lambda y: triple(lambda z: z * y)(y), (2.0,), (1.0,))
+
+
 def test_checkpoint_may_close_over_an_outer_trace():
     def outer(x):
         inner = rg.grad(lambda y: np.sum(rg.checkpoint(lambda y: x * y * y)(y)))
