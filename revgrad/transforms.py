@@ -8,7 +8,7 @@ import optree
 
 from revgrad import rules  # noqa: F401  (importing it fills the registry)
 from revgrad.arrays import ArrayBox, plain
-from revgrad.rules.row import define, dtype_of, match, shape_of
+from revgrad.rules.row import cast, define, dtype_of, match, shape_of
 from revgrad.tape import Primitive, Pull, Push, pull_back
 
 
@@ -71,7 +71,8 @@ def value_and_grad(f, argnums=0, has_aux=False):
     """f -> (value, gradients); ((value, aux), gradients) with has_aux.
 
     f must return a real scalar (or scalar, aux). argnums: an int, or a tuple (then the gradients
-    are a tuple). Gradients have the tree, shapes and dtypes of their arguments.
+    are a tuple). Gradients have the tree, shapes, dtypes and kinds of their arguments: a Python
+    float for a Python float, a NumPy scalar for a NumPy scalar, an array for an array.
     Raises: TypeError if the result is not a scalar float or an argument has leaves that are not.
     """
 
@@ -130,7 +131,7 @@ def jacrev(f, argnums=0):
 def jacfwd(f, argnums=0):
     """f -> its Jacobian, a column of push-forwards: leaves of shape out.shape + argument.shape.
 
-    The same trees as jacrev.
+    The same trees as jacrev, in the dtypes of the arguments too.
     """
 
     @wraps(f)
@@ -144,7 +145,7 @@ def jacfwd(f, argnums=0):
         out = next((out for column in pushed for out, _ in column), None)
         out = function(chosen) if out is None else out
         blocks = [
-            _stack_trees([t for _, t in column], out, -1, shape_of(x))
+            _of_argument(_stack_trees([t for _, t in column], out, -1, shape_of(x)), x)
             for column, x in zip(pushed, leaves, strict=True)
         ]
         by_argument, out_tree = [*map(optree.tree_leaves, blocks)], optree.tree_structure(out)
@@ -168,7 +169,9 @@ def stop_gradient(x):
 
 
 _stop = Primitive("stop_gradient", lambda x: x, constant=True)
+_NUMBERS = (np.ndarray, np.generic, float)
 _float = define("float", float, ["linear"], [lambda ct, out, x: ct], register=False)
+_array = define("array", np.array, ["linear"], [lambda ct, out, x: ct], register=False)
 
 
 def flatten_floats(tree, what):
@@ -195,9 +198,11 @@ def flatten_like(tree, treedef, what, like):
 
 
 def zeros_like(x):
-    """Zeros of x's shape and dtype, not traced."""
+    """Zeros of x's kind, shape and dtype, not traced."""
     x = plain(x)
-    return 0.0 if isinstance(x, float) and not hasattr(x, "dtype") else np.zeros_like(x)
+    if not hasattr(x, "dtype"):
+        return 0.0 if isinstance(x, float) else np.zeros_like(x)
+    return x.dtype.type(0) if isinstance(x, np.generic) else np.zeros_like(x)
 
 
 def check_scalar(value, name):
@@ -295,17 +300,25 @@ def _answers(found, likes, given):
     """
     taken, answers = {id(_owner(x)) for x in given}, []
     for x, like in zip(found, likes, strict=True):
-        x = zeros_like(like) if x is None else x
+        x = zeros_like(like) if x is None else _in_kind(x, like)
         value = plain(x)
-        if not hasattr(plain(like), "dtype"):
-            x = _float(x) if isinstance(value, (np.ndarray, np.generic)) else x
-        elif isinstance(value, np.ndarray) and (
-            id(_owner(x)) in taken or not value.flags.writeable
-        ):
+        if isinstance(value, np.ndarray) and (id(_owner(x)) in taken or not value.flags.writeable):
             x = np.copy(x)
         taken.add(id(_owner(x)))
         answers.append(x)
     return answers
+
+
+def _in_kind(x, like):
+    """A number as a Python float, a NumPy scalar or an array of no axis, as `like` is."""
+    value, like = plain(x), plain(like)
+    known = isinstance(value, _NUMBERS) and isinstance(like, _NUMBERS)
+    if type(value) is type(like) or shape_of(value) or not known:
+        return x
+    if not hasattr(like, "dtype"):
+        return _float(x)
+    x = x if isinstance(value, np.ndarray) else _array(x)
+    return x if isinstance(like, np.ndarray) else x[()]
 
 
 def _owner(x):
@@ -325,6 +338,11 @@ def _basis(leaves, i):
         unit[k] = 1
         vector[i] = np.reshape(unit, shape)
         yield vector
+
+
+def _of_argument(blocks, x):
+    """Blocks of a Jacobian with the dtype of the argument, and its kind where they are numbers."""
+    return optree.tree_map(lambda b: _in_kind(cast(b, dtype_of(x)), x), blocks)
 
 
 def _stack_trees(trees, like, axis, shape):

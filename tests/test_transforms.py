@@ -150,8 +150,51 @@ def test_names_are_passed_on():
 def test_a_gradient_has_the_kind_shape_and_dtype_of_its_argument(f, x):
     for g in (grad(f)(x), jacrev(f)(x)):
         assert np.shape(g) == np.shape(x) and np.result_type(g) == np.result_type(x)
-        assert (type(g) is float) == (type(x) is float)
+        assert type(g) is type(x)
         assert not isinstance(g, np.ndarray) or g.flags.writeable
+
+
+KINDS = [2.0, np.float64(2), np.float32(2), np.float16(2), np.array(2.0), np.array(2.0, np.float32)]
+
+
+@pytest.mark.parametrize("x", KINDS, ids=lambda x: f"{type(x).__name__}-{np.result_type(x)}")
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: x * x * x,
+        lambda x: np.sum(x),
+        lambda x: np.reshape(x, 1)[0] ** 2,
+        lambda x: np.where(x > 0, x, 0.0),
+        lambda x: np.sum(np.stack([x, x]) ** 2),
+        lambda x: np.max(x),
+        lambda x: x,
+        lambda x: 3.0,
+        lambda x: np.float64(3),
+    ],
+)
+def test_numbers_keep_their_kind_in_every_transform(f, x):
+    """A Python float, a NumPy scalar or an array without axes: out as it went in."""
+
+    def alike(derivative, like):
+        assert type(derivative) is type(like)
+        assert np.result_type(derivative) == np.result_type(like)
+
+    alike(grad(f)(x), x)
+    alike(value_and_grad(f)(x)[1], x)
+    alike(hessian(f)(x), x)
+    for g in (jacfwd(f)(x), jacrev(f)(x), grad(grad(f))(x), *hvp(f, (x,), (1.0,))):
+        alike(g, x)
+    out, pullback = vjp(f, x)
+    alike(pullback(1.0)[0], x)
+    alike(jvp(f, (x,), (1.0,))[1], out)
+    alike(grad(lambda y: grad(f)(y) * 1.0)(x), x)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_jacobians_have_the_dtype_of_the_argument(dtype):
+    for x in (dtype(2), np.ones(3, dtype)):
+        for jacobian in (jacfwd, jacrev):
+            assert jacobian(lambda x: np.sum(x) * np.ones(2))(x).dtype == dtype
 
 
 def test_what_is_not_used_has_a_gradient_of_zeros():
