@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from revgrad.adjoints import Reversible, Stored, Unrolled
 from revgrad.compiled import compile, show
+from revgrad.constraints import positive, simplex, unit_interval
 from revgrad.custom import checkpoint, custom_rule
 from revgrad.data import minibatches
 from revgrad.errors import (
@@ -72,9 +73,12 @@ __all__ = [
     "minibatches",
     "minimize",
     "per_step",
+    "positive",
     "show",
+    "simplex",
     "stop_gradient",
     "train",
+    "unit_interval",
     "value_and_grad",
     "vjp",
 ]

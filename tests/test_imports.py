@@ -39,7 +39,7 @@ MIDDLE = (
     "adjoints",
     "train",
 )
-TOP = ("online", "outer", "diagnose", "nn", "data", "interop", "plots")
+TOP = ("constraints", "online", "outer", "diagnose", "nn", "data", "interop", "plots")
 DOOR = ("extend", "testing", "__init__", "__main__")
 EVERYWHERE = {"errors"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "misc"}
