@@ -18,8 +18,23 @@ from revgrad.tape import Box, Primitive, Pull, Push
 functions = {}
 
 
+class TracedIndex(TypeError):
+    """A traced array of integers met NumPy where it takes plain ones: as an index of a plain array.
+
+    NumPy does not ask the index who should answer. `compile` tries again, see captures.py.
+    """
+
+
 def _refuse_conversion(what, instead):
     def refuse(self, *_args, **_kwargs):
+        if self.dtype.kind in "iu":
+            raise TracedIndex(
+                f"{what} of a traced array of {self.dtype} and shape {self.shape} while recording. "
+                "As an index of an array made in this function it has no effect that could be "
+                "recorded: make that array outside or pass it as an argument; np.eye(n)[y] is "
+                "y[:, None] == np.arange(n). A range that moves is x[i + np.arange(n)]. A number "
+                "that sets a shape must be a Python int."
+            )
         raise TypeError(
             f"{what} of a traced array of shape {self.shape} would cut the derivative. {instead}"
         )

@@ -13,11 +13,12 @@ inputs, Python ints are part of the program.
 import threading
 import zlib
 from functools import update_wrapper
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 
 import numpy as np
 import optree
 
+from revgrad.captures import captures, is_library, with_open_captures
 from revgrad.errors import MissingRule
 from revgrad.fuse import fuse
 from revgrad.record import Program, Record, Var, forget, in_layout, live, record, simplify
@@ -67,20 +68,8 @@ class Compiled:
         key = form, *map(signature, dynamic)
         entry = self.entries.get(key)
         if entry is None:
-            entry = self.entries[key] = Entry(self._flat(form), [_bare(x) for x in dynamic])
+            entry = self.entries[key] = Entry(_flat(self.f, form), [_bare(x) for x in dynamic])
         return entry
-
-    def _flat(self, form):
-        """f as a function of its dynamic leaves: (leaves of the result, its tree)."""
-        tree, statics, _ = form
-
-        def flat(*dynamic):
-            dynamic = iter(dynamic)
-            leaves = [next(dynamic) if s is None else s[1] for s in statics]
-            args, kwargs = optree.tree_unflatten(tree, leaves)
-            return optree.tree_flatten(self.f(*args, **kwargs))
-
-        return flat
 
     def _run(self, *dynamic, form):
         return tuple(self._entry(dynamic, form).replay().run[0](*dynamic))
@@ -91,21 +80,38 @@ class Compiled:
         key = form, tuple(wanted), *map(signature, dynamic)
         phases = self.two_phase.get(key)
         if phases is None:
-            phases = self.two_phase[key] = _pull_phases(self._flat(form), dynamic, wanted)
+            phases = self.two_phase[key] = _pull_phases(_flat(self.f, form), dynamic, wanted)
         return phases.start(dynamic)
+
+
+def _flat(f, form):
+    """f as a function of its dynamic leaves: (leaves of the result, its tree)."""
+    tree, statics, _ = form
+
+    def flat(*dynamic):
+        dynamic = iter(dynamic)
+        leaves = [next(dynamic) if s is None else s[1] for s in statics]
+        args, kwargs = optree.tree_unflatten(tree, leaves)
+        return optree.tree_flatten(f(*args, **kwargs))
+
+    return flat
 
 
 class Entry:
     """One recording, and a replay of it per thread, as buffers are not shared."""
 
     def __init__(self, flat, leaves):
+        self.local = threading.local()
+        self.program = with_open_captures(flat, lambda flat: self._record(flat, leaves))
+        self.fused = fuse(self.program.instructions, self.program.outputs)
+        forget(self.program.instructions, self.program.inputs)
+
+    def _record(self, flat, leaves):
         def outputs(*boxes):
             out, self.out_tree = flat(*boxes)
             return out
 
-        self.program, self.local = record(outputs, leaves), threading.local()
-        self.fused = fuse(self.program.instructions, self.program.outputs)
-        forget(self.program.instructions, self.program.inputs)
+        return record(outputs, leaves)
 
     def replay(self):
         if not hasattr(self.local, "replay"):
@@ -122,6 +128,10 @@ class TwoPhase:
     """
 
     def __init__(self, f, first, make_second, *, borrow=False):
+        self.borrow, self.local = borrow, threading.local()
+        self.parts = with_open_captures(f, lambda f: self._record(f, first, make_second))
+
+    def _record(self, f, first, make_second):
         with Record() as trace:
             boxes = [trace.input(x) for x in first]
             outputs, then = f(*boxes)
@@ -142,7 +152,7 @@ class TwoPhase:
         early = live(early, [*ends[0], *ends[1], *read_late])
         phases = [fuse(early, [*ends[0], *ends[1], *read_late]), fuse(late, ends[1])]
         forget([*early, *late], whole.inputs)
-        self.parts, self.borrow, self.local = (inputs, phases, ends), borrow, threading.local()
+        return inputs, phases, ends
 
     def replay(self):
         if not hasattr(self.local, "replay"):
@@ -242,7 +252,7 @@ def gradient_with_products(loss, params, hyper, *rest, borrow=False):
 
         return None, then
 
-    def backward(*boxes):
+    def reverse(*boxes):
         def params_gradient(*some):
             return gradient(*some, *boxes[total:])[:count]
 
@@ -253,10 +263,10 @@ def gradient_with_products(loss, params, hyper, *rest, borrow=False):
     try:
         phases = TwoPhase(forward, leaves, directions, borrow=borrow)
     except MissingRule:
-        return TwoPhase(backward, leaves, directions, borrow=borrow)
+        return TwoPhase(reverse, leaves, directions, borrow=borrow)
     if phases.symmetric:
         return phases
-    return TwoPhase(backward, leaves, directions, borrow=borrow)
+    return TwoPhase(reverse, leaves, directions, borrow=borrow)
 
 
 # What a call looks like.
@@ -300,8 +310,8 @@ def _fingerprint(f, seen):
         return
     seen.add(f)
     yield f.__code__
-    for x in _captures(f):
-        if isinstance(x, FunctionType) and not _is_library(x):
+    for x in captures(f):
+        if isinstance(x, FunctionType) and not is_library(x):
             yield from _fingerprint(x, seen)
         elif isinstance(x, np.ndarray):
             yield id(x), _checksum(x)
@@ -315,30 +325,6 @@ def _fingerprint(f, seen):
 
 def _leaf_print(x):
     return (id(x), _checksum(x)) if isinstance(x, np.ndarray) else (type(x), repr(x))
-
-
-def _captures(f):
-    for cell in f.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # not bound yet
-            yield None
-    yield from f.__defaults__ or ()
-    yield from (f.__kwdefaults__ or {}).values()
-    for name in _global_names(f.__code__):
-        if name in f.__globals__:
-            yield f.__globals__[name]
-
-
-def _global_names(code):
-    yield from code.co_names
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _global_names(inner)
-
-
-def _is_library(f):
-    return (f.__module__ or "").split(".")[0] in ("numpy", "scipy", "revgrad", "optree")
 
 
 def _checksum(x):
@@ -361,7 +347,7 @@ def listing(f, *args, **kwargs):
     dynamic = [x for x in leaves if is_dynamic(x)]
     statics = tuple(None if is_dynamic(x) else (type(x), x) for x in leaves)
     form = (tree, statics, ())
-    program = Entry(Compiled(getattr(f, "f", f))._flat(form), dynamic).program
+    program = Entry(_flat(getattr(f, "f", f), form), dynamic).program
     names = {v: f"in{k}" for k, v in enumerate(program.inputs)}
     lines = [f"{name:>6} : {_kind(v.value)}" for v, name in names.items()]
     for i in program.instructions:

@@ -75,10 +75,14 @@ class Record(Trace):
     def input(self, value):
         return self.box(value, self, Var(value))
 
+    def constant(self, value):
+        """A box of what does not change: only so can a plain array be indexed by an input."""
+        return self.box(value, self, None)
+
     def apply(self, primitive, args, static):
         raw, variables = zip(*map(self.unwrap, args), strict=True)
         out = primitive(*raw, **static)
-        if primitive in SHAPE_ONLY:
+        if primitive in SHAPE_ONLY or not any(variables):
             return out
         inputs = tuple(x if v is None else v for x, v in zip(raw, variables, strict=True))
         outs = out if primitive.many else (out,)

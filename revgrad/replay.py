@@ -11,6 +11,7 @@ import numpy as np
 
 from revgrad.fuse import Group
 from revgrad.record import Var
+from revgrad.rules.linear import getitem, take
 
 # Operators on arrays are these ufuncs; on scalars they are not, and ** has shortcuts of its own.
 _UFUNCS = {
@@ -29,6 +30,7 @@ _UFUNCS = {
 }
 _REDUCTIONS = {"sum": np.add.reduce, "max": np.maximum.reduce, "min": np.minimum.reduce}
 NEVER = float("inf")
+LARGE = 2**16  # bytes from which taking rows into a buffer is faster than making a new array
 
 
 class Replay:
@@ -154,6 +156,8 @@ class Replay:
         elif i.primitive.name == "concatenate":
             parts = ", ".join(map(self._name, i.inputs))
             self._line(np.concatenate, [f"({parts},)", repr(i.static["axis"]), self._buffer(out)])
+        elif (rows := _rows(i)) is not None:
+            self._line(gather, [*map(self._name, rows), self._buffer(out)])
         elif i.primitive.name == "astype":
             name = self._name(i.inputs[0])
             self._line(np.copyto, [self._buffer(out), name, "'unsafe'"])
@@ -164,13 +168,14 @@ class Replay:
         out = i.outputs[0]
         name = self.names[out] = f"v{len(self.space)}"
         arguments, static = [self._name(x) for x in i.inputs], self._static(i)
-        if out.base in self.fixed:
+        moving = sum(isinstance(x, Var) for x in i.inputs) > 1  # x[i], a row of x, by a traced i
+        if out.base in self.fixed and not moving:
             values = [self.space[self._name(x)] for x in i.inputs]
             self.space[name] = i.primitive.run(*values, **i.static)
             self.fixed.add(out)
             return
         line = f"{name} = {self._function(i.primitive.run)}({', '.join([*arguments, *static])})"
-        root = self.cached.get(self.names[out.base])
+        root = None if moving else self.cached.get(self.names[out.base])
         if root:
             self.cached[name] = root
             self.space.setdefault("_views", {}).setdefault((len(self.source), root), []).append(
@@ -263,6 +268,44 @@ class Replay:
         return f"{name}.copy('K')" if owned and not self.borrow else name
 
 
+def _rows(i):
+    """(x, indices) of an instruction that `gather` does faster than x[indices], or None."""
+    out = i.outputs[0].value
+    by_getitem = i.primitive is getitem and len(i.inputs) == 2 and len(i.static["structure"]) == 1
+    by_take = i.primitive is take and i.static["axis"] == 0
+    if not (by_getitem or by_take) or out.nbytes < LARGE:
+        return None
+    x, indices = map(_value, i.inputs)
+    plain = _kind(x) is np.ndarray and _kind(indices) is np.ndarray
+    fits = plain and indices.dtype == np.intp and _in_c_order(x) and _in_c_order(out)
+    return i.inputs if fits else None
+
+
+def gather(x, indices, out):
+    """out[...] = x[indices], both in C order; errors are those of x[indices]."""
+    if np.maximum.reduce(indices.view(np.uintp), None) < len(x):
+        x.take(indices, 0, out, "clip")
+    else:
+        out[...] = x[indices]
+
+
+def _value(x):
+    return x.value if isinstance(x, Var) else x
+
+
+def _kind(x):
+    return getattr(x, "kind", type(x))
+
+
+def _in_c_order(x):
+    step = x.itemsize
+    for stride, n in zip(x.strides[::-1], x.shape[::-1], strict=True):
+        if stride != step and n > 1:
+            return False
+        step *= n
+    return True
+
+
 def _aligned(nbytes):
     """Bytes that begin on a cache line."""
     raw = np.empty(nbytes + 64, np.uint8)
@@ -277,8 +320,7 @@ def _layout(x):
 def _can_own(var):
     """Whether a value can live in a buffer: an array of one axis or more, dense in some order."""
     x = var.value
-    kind = getattr(x, "kind", type(x))
-    if kind is not np.ndarray or x.ndim == 0 or var.base is not None or x.dtype.hasobject:
+    if _kind(x) is not np.ndarray or x.ndim == 0 or var.base is not None or x.dtype.hasobject:
         return False
     step = x.itemsize
     for stride, n in sorted((s, n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):

@@ -1,10 +1,18 @@
 """Strategies that several test modules share; those that users would want are revgrad's own."""
 
 import numpy as np
+import optree
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from revgrad.testing import factors, float_arrays, optimizers, trees
+
+
+def bits(tree):
+    """What must be equal of two trees that are the same to the bit."""
+    leaves, structure = optree.tree_flatten(tree)
+    return structure, [(type(x), np.shape(x), np.asarray(x).tobytes()) for x in leaves]
+
 
 shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 LAYOUTS = ("C", "F", "strided", "reversed")
@@ -44,6 +52,7 @@ def laid_out_arrays(draw, shapes=shapes, dtype=np.float64):
 
 __all__ = [
     "LAYOUTS",
+    "bits",
     "broadcasting",
     "dtypes",
     "factors",

@@ -11,17 +11,12 @@ import optree
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from strategies import bits
 
 import revgrad as rg
 from revgrad.compiled import TwoPhase, compile, listing, show
 from revgrad.linear_map import linearize
 from revgrad.nn import softmax_cross_entropy
-
-
-def bits(tree):
-    leaves, structure = optree.tree_flatten(tree)
-    return structure, [(type(x), np.shape(x), np.asarray(x).tobytes()) for x in leaves]
-
 
 # Random programs: each operation takes values made before and adds one.
 

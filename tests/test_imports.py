@@ -20,6 +20,7 @@ REALS = (
     "record",
     "fuse",
     "replay",
+    "captures",
     "compiled",
     "linear_map",
     "custom",

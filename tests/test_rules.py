@@ -228,6 +228,12 @@ for _index in (1, [0, 2, 2], (0, 1), _i, [], np.int64(-1)):
     add([np.take], lambda f, x, i=_index: f(x, i), ((3,),), ((2, 3),))
     add([np.take], lambda f, x, i=_index: f(x, i, axis=-1), ((2, 3),))
 add([np.take], lambda f, x: f(x, [1, 1], axis=0), ((2, 3),))
+for _axis in (1, -2, None):
+    add(
+        [np.take_along_axis],
+        lambda f, x, axis=_axis: f(x, np.argsort(x, axis=axis), axis=axis),
+        ((2, 3),),
+    )
 
 # Functions whose answers have no derivative, each on arguments of its own.
 _pairs = [lambda f, x, y: f(x, y)]

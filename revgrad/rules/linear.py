@@ -236,7 +236,7 @@ def _pull_getitem(ct, *, wanted, out, args, static):
 
 
 def _pull_put(ct, *, wanted, out, args, static):
-    return [_getitem_p(ct, *args[1:], structure=static["structure"])]
+    return [getitem(ct, *args[1:], structure=static["structure"])]
 
 
 def _pull_take(ct, *, wanted, out, args, static):
@@ -244,17 +244,17 @@ def _pull_take(ct, *, wanted, out, args, static):
     return [_put_p(ct, args[1], structure=structure, shape=shape_of(args[0]))]
 
 
-_getitem_p = Primitive(
+getitem = Primitive(
     "getitem",
     lambda x, *arrays, structure: x[_fill(structure, arrays)],
-    _linear_in_first(lambda: _getitem_p),
+    _linear_in_first(lambda: getitem),
     _pull_getitem,
 )
 _put_p = Primitive("put", _put, _linear_in_first(lambda: _put_p), _pull_put)
-_take_p = Primitive(
+take = Primitive(
     "take",
     lambda x, indices, *, axis: np.take(x, indices, axis),
-    _linear_in_first(lambda: _take_p),
+    _linear_in_first(lambda: take),
     _pull_take,
 )
 
@@ -266,9 +266,21 @@ def _getitem(x, index):
     is_array = [hasattr(p, "dtype") for p in parts]
     structure = tuple(_HOLE if a else p for a, p in zip(is_array, parts, strict=True))
     arrays = [p for a, p in zip(is_array, parts, strict=True) if a]
-    if any(isinstance(a, Box) for a in arrays):
-        raise TypeError("a traced array as an index; indices have no derivative.")
-    return _getitem_p(x, *arrays, structure=structure)
+    for a in arrays:
+        _check_index(a, "x[index]")
+    return getitem(x, *arrays, structure=structure)
+
+
+def _check_index(index, where):
+    """Refuse traced indices but integers, which a recording takes as inputs."""
+    kind = dtype_of(index).kind if isinstance(index, Box) else "i"
+    if kind == "b":
+        raise TypeError(
+            f"{where} with a traced mask: its values decide the shape of the answer. Write "
+            "np.where(mask, x, 0), or find the places outside and pass them."
+        )
+    if kind not in "iu":
+        raise TypeError(f"{where} with a traced array of floats as index; pass integers.")
 
 
 def _as_index(numbers):
@@ -279,11 +291,19 @@ def _as_index(numbers):
 @composite(np.take)
 def _np_take(a, indices, axis=None):
     indices = _as_index(indices) if isinstance(indices, (list, tuple)) else indices
-    if isinstance(indices, Box):
-        raise TypeError("a traced array as indices of np.take; indices have no derivative.")
+    _check_index(indices, "np.take")
     if axis is None:
-        return _take_p(np.ravel(a), indices, axis=0)
-    return _take_p(a, indices, axis=range(len(shape_of(a)))[axis])
+        return take(np.ravel(a), indices, axis=0)
+    return take(a, indices, axis=range(len(shape_of(a)))[axis])
+
+
+@composite(np.take_along_axis)
+def _take_along_axis(arr, indices, axis=-1):
+    if axis is None:
+        arr, axis = np.ravel(arr), 0
+    index = list(np.indices(shape_of(arr), sparse=True))
+    index[axis] = indices
+    return functions[operator.getitem](arr, tuple(index))
 
 
 @composite(np.split)
