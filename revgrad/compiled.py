@@ -156,29 +156,28 @@ class TwoPhase:
 
     def replay(self):
         if not hasattr(self.local, "replay"):
-            self.local.replay, self.local.runs = Replay(*self.parts, borrow=self.borrow), 0
+            self.local.replay = Replay(*self.parts, borrow=self.borrow)
         return self.local.replay
 
     def start(self, first):
         """Run phase 1; returns (outputs, then). A `then` that was overtaken runs phase 1 again."""
-        outputs = self._first(first)
-        run = self.local.runs
+        run = object()  # and not a number: every thread has buffers, and a last run, of its own
+        outputs = self._first(first, run)
 
         def then(second):
-            nonlocal run
             replay = self.replay()
-            if self.local.runs != run:
-                self._first(first)
-                run = self.local.runs
+            if getattr(self.local, "run", None) is not run:
+                self._first(first, run)
             pairs = zip(second, self.parts[0][1], strict=True)
             return replay.run[1](*(in_layout(x, v.value) for x, v in pairs))
 
         return tuple(outputs), then
 
-    def _first(self, first):
-        replay = self.replay()
-        self.local.runs += 1
-        return replay.run[0](*first)
+    def _first(self, first, run):
+        replay, self.local.run = self.replay(), None
+        outputs = replay.run[0](*first)
+        self.local.run = run
+        return outputs
 
 
 def _depending(instructions, inputs):
