@@ -169,6 +169,7 @@ class _Merge:
 
     def __init__(self, program):
         self.stands, self.seen, self.maker = {}, {}, {}
+        self.shown = set(_shown(program.outputs))
         self.apart, self.merged = _products(program.instructions), {}
 
     def now(self, x):
@@ -179,7 +180,7 @@ class _Merge:
         if len(i.outputs) != 1:
             return False
         _rewrite(i, self.maker)
-        same = _identity(i, self.maker)
+        same = _identity(i, self.maker, i.outputs[0] in self.shown)
         if same is None:
             same = self.seen.setdefault(_key(i), i.outputs[0])
         if same is not i.outputs[0] and self._may_merge(i.outputs[0], same):
@@ -197,6 +198,14 @@ class _Merge:
             return False
         group.add(var.root)
         return True
+
+
+def _shown(outputs):
+    """Outputs, and what they are views of: memory that the caller is given."""
+    for x in outputs:
+        while isinstance(x, Var):
+            yield x
+            x = x.base
 
 
 def _products(instructions):
@@ -223,9 +232,14 @@ def _rewrite(i, maker):
     run = i.primitive.run
     if run in _BROADCASTING:
         i.inputs = tuple(_unbroadcasted(x, i, maker) for x in i.inputs)
-    if run in (np.add, operator.add) and (negated := _made_by(i.inputs[1], maker, _NEGATIVE)):
+    negated = run in (np.add, operator.add) and _made_by(i.inputs[1], maker, _NEGATIVE)
+    if negated and _is_float(negated.inputs[0]):  # unsigned integers wrap before they are widened
         key = np.subtract if run is np.add else operator.sub
         i.primitive, i.inputs = functions[key], (i.inputs[0], negated.inputs[0])
+
+
+def _is_float(x):
+    return np.result_type(_value(x)).kind == "f"
 
 
 def _unbroadcasted(x, i, maker):
@@ -240,25 +254,27 @@ def _unbroadcasted(x, i, maker):
     return below if fits and isinstance(_value(below), (np.ndarray, np.generic)) else x
 
 
-def _identity(i, maker):
-    """The operand that an instruction just gives back, or None."""
+def _identity(i, maker, shown):
+    """The operand that an instruction just gives back, or None; a copy stays one if it is shown."""
     run, x = i.primitive.run, i.inputs[0]
     if i.primitive.name == "stop_gradient":
         return x
     if run in _NEGATIVE and (made := _made_by(x, maker, _NEGATIVE)):
-        return made.inputs[0]
+        return made.inputs[0] if not shown and _alike(made.inputs[0], i.outputs[0]) else None
     if i.primitive.name == "reshape" and i.outputs[0].value.shape == np.shape(_value(x)):
         return x if isinstance(x, Var) else None
-    if run in (np.multiply, operator.mul):
+    if run in (np.multiply, operator.mul) and not shown:
         for a, b in (i.inputs, i.inputs[::-1]):
-            if type(b) in (int, float) and b == 1 and _same_kind(a, i.outputs[0]):
+            if type(b) in (int, float) and b == 1 and _alike(a, i.outputs[0]):
                 return a
     return None
 
 
-def _same_kind(a, b):
+def _alike(a, b):
+    """Whether two values are of one type, dtype and layout."""
     a, b = _value(a), _value(b)
-    return type(a) is type(b) and getattr(a, "dtype", None) == getattr(b, "dtype", None)
+    names = "dtype", "strides"
+    return type(a) is type(b) and all(getattr(a, n, n) == getattr(b, n, n) for n in names)
 
 
 def _made_by(x, maker, runs):

@@ -48,6 +48,7 @@ class Replay:
         self.phases, self.borrow = phases, borrow
         self.flat = [i for phase in phases for i in phase]
         self.last = self._last_uses(inputs, outputs)
+        self.inputs = {x for phase in inputs for x in phase}
         for k, v in enumerate(x for phase in inputs for x in phase):
             self.names[v] = f"a{k}"
         at = 0
@@ -244,7 +245,7 @@ class Replay:
                 head += [f"    global {', '.join([last, *names])}", f"    if {root} is not {last}:"]
                 head += [f"        {line}" for line in [*lines, f"{last} = {root}"]]
         head += self._keep_inputs(k, inputs)
-        results = ", ".join(self._result(x) for x in outputs)
+        results = ", ".join(self._results(outputs))
         body = [f"    {line}" for line in self.lines]
         self.source.append("\n".join([*head, *body, f"    return [{results}]"]))
 
@@ -262,10 +263,17 @@ class Replay:
         self.renamed = kept
         return lines
 
-    def _result(self, x):
-        name = self._name(x)
-        owned = isinstance(x, Var) and x.root in self.owned
-        return f"{name}.copy('K')" if owned and not self.borrow else name
+    def _results(self, outputs):
+        """Outputs are the caller's own: no buffers, no constants, no two of one memory."""
+        given = set()
+        for x in outputs:
+            if isinstance(x, Var):
+                owned = x.root in self.owned and not self.borrow
+                shared = owned or (x.root in given and _kind(x.value) is np.ndarray)
+                given |= {x.root} - self.inputs
+            else:
+                shared = isinstance(x, np.ndarray)
+            yield f"{self._name(x)}.copy('K')" if shared else self._name(x)
 
 
 def _rows(i):
