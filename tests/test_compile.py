@@ -3,6 +3,7 @@
 import gc
 import operator
 import tracemalloc
+import warnings
 from itertools import pairwise
 from threading import Thread
 
@@ -15,6 +16,7 @@ from strategies import bits
 
 import revgrad as rg
 from revgrad.compiled import TwoPhase, compile, listing, show
+from revgrad.fuse import Group
 from revgrad.linear_map import linearize
 from revgrad.nn import softmax_cross_entropy
 
@@ -407,3 +409,31 @@ def test_a_second_phase_runs_in_any_thread():
     for t in threads:
         t.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("mode", ["raise", "warn", "call", "ignore"])
+@pytest.mark.parametrize("bad", [0.0, -1.0, 1e300, -1e300])
+def test_floating_point_errors_are_those_of_numpy(mode, bad):
+    """Chains run NumPy's loops without the ufuncs, which look at the processor's flags."""
+
+    def f(x, z):
+        return np.exp(z * x) / x + np.log(x) * 2.0
+
+    def reported(f):
+        said = []
+        x = np.linspace(1, 2, 3000)
+        x[1500] = bad
+        state = np.errstate(all=mode, call=lambda *what: said.append(what))
+        with state, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                f(x, 300.0)
+            except FloatingPointError as error:
+                said.append(str(error))
+        return said + [(w.category, str(w.message)) for w in caught]
+
+    compiled = compile(f)
+    compiled(np.linspace(1, 2, 3000), 2.0)
+    assert any(isinstance(i, Group) for i in next(iter(compiled.entries.values())).fused)
+    assert reported(compiled) == reported(f)
+    assert mode == "ignore" or reported(f)

@@ -7,12 +7,21 @@ on every machine; what is saved is dispatch and trips to memory.
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+import sys
+import warnings
+
 import numpy as np
 
 cimport numpy as cnp
 
 cnp.import_array()
 cnp.import_ufunc()
+
+cdef extern from "<fenv.h>" nogil:
+    int FE_DIVBYZERO, FE_OVERFLOW, FE_UNDERFLOW, FE_INVALID
+    int REPORTED "(FE_DIVBYZERO | FE_OVERFLOW | FE_UNDERFLOW | FE_INVALID)"
+    int feclearexcept(int)
+    int fetestexcept(int)
 
 cdef extern from "numpy/ufuncobject.h":
     ctypedef void (*Loop "PyUFuncGenericFunction")(
@@ -33,6 +42,7 @@ cdef struct Step:
     void *data
     int count
     int slots[MOST]
+    int flags  # what the processor reported of it
 
 
 def loop_index(ufunc, kinds):
@@ -41,6 +51,32 @@ def loop_index(ufunc, kinds):
         if types.replace("->", "") == kinds:
             return k
     return -1
+
+
+# The processor's flag, np.errstate's key, what NumPy says, and its own flag; in its order.
+FLAGS = (
+    (FE_DIVBYZERO, "divide", "divide by zero", 1),
+    (FE_OVERFLOW, "over", "overflow", 2),
+    (FE_UNDERFLOW, "under", "underflow", 4),
+    (FE_INVALID, "invalid", "invalid value", 8),
+)
+
+
+def _report(name, flags):
+    """What np.errstate asks for after a ufunc of this name that left these flags."""
+    wanted, flagged = np.geterr(), [row for row in FLAGS if flags & row[0]]
+    for _, key, what, _ in flagged:
+        message, mode = f"{what} encountered in {name}", wanted[key]
+        if mode == "raise":
+            raise FloatingPointError(message)
+        if mode == "warn":
+            warnings.warn(message, RuntimeWarning, stacklevel=1)
+        elif mode == "call":
+            np.geterrcall()(what, sum(number for *_, number in flagged))
+        elif mode == "log":
+            np.geterrcall().write(f"Warning: {message}\n")
+        elif mode == "print":
+            print(f"Warning: {message}", file=sys.stderr)
 
 
 cdef class Chain:
@@ -58,7 +94,7 @@ cdef class Chain:
     cdef cnp.npy_intp *stride
     cdef cnp.npy_intp size, block
     cdef int count, slots
-    cdef list kinds, memory
+    cdef list kinds, memory, names
 
     def __cinit__(self, steps, kinds, constants, size, block, dtype):
         cdef int i, j, itemsize = np.dtype(dtype).itemsize
@@ -70,6 +106,7 @@ cdef class Chain:
         self.stride = <cnp.npy_intp *>calloc(max(1, self.slots), sizeof(cnp.npy_intp))
         if not (self.steps and self.base and self.advance and self.stride):
             raise MemoryError()
+        self.names = [function.__name__ for function, *_ in steps]
         self.kinds, self.memory = list(kinds), [None] * self.slots
         for i, (function, index, slots) in enumerate(steps):
             ufunc = <UFunc *><void *>function
@@ -95,7 +132,7 @@ cdef class Chain:
 
     def __call__(self, *operands):
         """Run on operands, one for each array, tile and scalar slot, in order."""
-        cdef int i, k = 0
+        cdef int i, reported, k = 0
         cdef cnp.ndarray array
         cdef cnp.npy_intp period, at
         for i in range(self.slots):
@@ -115,13 +152,20 @@ cdef class Chain:
                         at += period
             k += 1
         with nogil:
-            self._run()
+            reported = self._run()
+        if reported:
+            for i in range(self.count):
+                if self.steps[i].flags:
+                    _report(self.names[i], self.steps[i].flags)
 
-    cdef void _run(self) noexcept nogil:
+    cdef int _run(self) noexcept nogil:
         cdef cnp.npy_intp start = 0, length
         cdef cnp.npy_intp strides[MOST]
         cdef char *operands[MOST]
-        cdef int i, j, slot
+        cdef int i, j, slot, reported = 0
+        for i in range(self.count):
+            self.steps[i].flags = 0
+        feclearexcept(REPORTED)
         while start < self.size:
             length = min(self.block, self.size - start)
             for i in range(self.count):
@@ -130,4 +174,9 @@ cdef class Chain:
                     operands[j] = self.base[slot] + start * self.advance[slot]
                     strides[j] = self.stride[slot]
                 self.steps[i].loop(operands, &length, strides, self.steps[i].data)
+                if fetestexcept(REPORTED):
+                    reported = 1
+                    self.steps[i].flags |= fetestexcept(REPORTED)
+                    feclearexcept(REPORTED)
             start += length
+        return reported
