@@ -1,14 +1,20 @@
 """What a function captures: closure cells, the globals it names, defaults, and theirs."""
 
+import sys
+import zlib
 from functools import partial
 from inspect import getattr_static
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from operator import is_
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType, NoneType
 
 import numpy as np
 import optree
 
 from revgrad.arrays import TracedIndex
 from revgrad.tape import Box
+
+SAMPLE = 512  # entries of a large captured array that are looked at for changes
+WHOLE = 2**16  # bytes up to which all are
 
 
 def with_open_captures(f, use):
@@ -85,16 +91,150 @@ def _outermost(box):
     return box.trace
 
 
-def captures(f):
-    for cell in f.__closure__ or ():
+class Captured:
+    """What functions and objects hold on to that their code may read."""
+
+    def __init__(self, *roots):
+        self.roots, self.look = roots, None
+
+    def now(self):
+        """Hashable, and equal as long as nothing has changed; None while something is traced.
+
+        The walk is repeated only where a name is bound anew or an array's entries differ.
+        """
+        if self.look is None or not self.look.still_holds():
+            self.look = _Look(self.roots)
+        return self.look.print
+
+
+class _Look:
+    """One walk over captured values: its print, and what must stay for the print to hold.
+
+    Of objects, classes and modules those attributes count that any of the functions met names.
+    """
+
+    def __init__(self, roots):
+        self.names, names = set(), None
+        while names != self.names:  # functions that are found late name attributes of early objects
+            names = set(self.names)
+            self.cells, self.items, self.sizes, self.rows = [], [], [], []
+            self.arrays, self.codes, self.seen, self.traced = [], [], {}, False
+            self.print = tuple(part for x in roots for part in self._walk(x))
+        if self.traced:
+            self.print = None
+
+    def still_holds(self):
+        """Whether every name is bound to the same object and every array has the same entries."""
         try:
-            yield cell.cell_contents
-        except ValueError:  # not bound yet
-            yield None
-    yield from f.__defaults__ or ()
-    yield from (f.__kwdefaults__ or {}).values()
-    for name in global_names(f.__code__) & f.__globals__.keys():
-        yield f.__globals__[name]
+            return not self.traced and self._bindings_hold() and self._contents_hold()
+        except ValueError:  # a cell was emptied, or is not filled yet
+            return False
+
+    def _bindings_hold(self):
+        for cell, value in self.cells:
+            if cell.cell_contents is not value:
+                return False
+        for mapping, name, value in self.items:
+            if mapping.get(name, self) is not value:
+                return False
+        return all(function.__code__ is code for function, code in self.codes)
+
+    def _contents_hold(self):
+        for x, size in self.sizes:
+            if len(x) != size:
+                return False
+        for x, row in self.rows:
+            if len(x) != len(row) or not all(map(is_, x, row)):
+                return False
+        return all(_checksum(x) == found for x, found in self.arrays)
+
+    def _walk(self, x):
+        if isinstance(x, PLAIN):
+            yield type(x), repr(x)
+        elif id(x) in self.seen:
+            yield self.seen[id(x)][0]
+        else:
+            self.seen[id(x)] = len(self.seen), x  # x is kept, so that its id stays its own
+            yield from self._look_into(x)
+
+    def _look_into(self, x):
+        if isinstance(x, np.ndarray):
+            yield id(x), _checksum(x)
+            self.arrays.append((x, _checksum(x)))
+        elif isinstance(x, FunctionType) and not is_library(x):
+            yield from self._function(x)
+        elif isinstance(x, MethodType):
+            yield from self._all([x.__func__, x.__self__])
+        elif isinstance(x, partial):
+            yield from self._all([x.func, x.args, x.keywords])
+        elif isinstance(x, (list, tuple, dict, set, frozenset)):
+            yield from self._container(x)
+        elif isinstance(x, Box):
+            self.traced = True
+        else:
+            yield type(x), id(x)
+            yield from self._attributes(x)
+
+    def _all(self, values):
+        for x in values:
+            yield from self._walk(x)
+
+    def _function(self, f):
+        yield f.__code__
+        self.names |= global_names(f.__code__)
+        self.codes.append((f, f.__code__))
+        yield from self._all([f.__defaults__, f.__kwdefaults__])
+        for cell in f.__closure__ or ():
+            try:
+                value = cell.cell_contents
+            except ValueError:  # not bound yet
+                value = None
+            self.cells.append((cell, value))
+            yield from self._walk(value)
+        yield from self._named(f.__globals__, global_names(f.__code__))
+
+    def _container(self, x):
+        yield type(x), len(x)
+        if isinstance(x, dict):
+            self.sizes.append((x, len(x)))
+            yield tuple((type(key), repr(key)) for key in x)
+            yield from self._named(x, x)
+        else:
+            self.rows.append((x, tuple(x)))
+            yield from self._all(x)
+
+    def _named(self, mapping, names):
+        """What a mapping has under some names."""
+        for name in [name for name in names if name in mapping]:
+            self.items.append((mapping, name, mapping[name]))
+            yield from self._walk(mapping[name])
+
+    def _attributes(self, x):
+        if isinstance(x, (staticmethod, classmethod, property)):
+            yield from self._walk(getattr(x, "fget", None) or getattr(x, "__func__", None))
+        elif isinstance(x, (type, ModuleType)):
+            if not is_library(x):
+                mappings = map(vars, x.__mro__[:-1] if isinstance(x, type) else [x])
+                for mapping in mappings:
+                    yield from self._named(mapping, sorted({"__call__", *self.names}))
+        elif "__wrapped__" in getattr(x, "__dict__", ()):
+            yield from self._walk(x.__wrapped__)
+        elif hasattr(x, "__dict__"):
+            self.sizes.append((vars(x), len(vars(x))))
+            yield from self._named(vars(x), sorted(self.names))
+            yield from self._walk(type(x))
+
+
+PLAIN = (int, float, complex, str, bytes, np.generic, NoneType)
+
+
+def _checksum(x):
+    """Of an array's entries; of a large one's sample; of one that cannot change, nothing."""
+    if not x.size or (x.base is None and not x.flags.writeable):
+        return 0
+    if x.nbytes > WHOLE:
+        x = x.reshape(-1)[:: max(1, x.size // SAMPLE)] if x.flags.c_contiguous else x.flat[:SAMPLE]
+    return zlib.crc32(np.ascontiguousarray(x).view(np.uint8).data)
 
 
 def global_names(code):
@@ -116,7 +256,13 @@ def attribute_names(x, names):
     return found
 
 
-def is_library(f):
-    """Whether f is a library's own; its wrappers of users' functions have closures."""
-    library = (f.__module__ or "").split(".")[0] in ("numpy", "scipy", "revgrad", "optree")
-    return library and not f.__closure__
+def is_library(x):
+    """Whether a function, class or module is a library's own and so never changes.
+
+    Libraries' wrappers of users' functions have closures, and carry the users' names.
+    """
+    name = x.__name__ if isinstance(x, ModuleType) else x.__module__
+    return (name or "").split(".")[0] in _LIBRARIES and not getattr(x, "__closure__", None)
+
+
+_LIBRARIES = {"numpy", "scipy", "revgrad", "optree", *sys.stdlib_module_names} - {"__main__"}

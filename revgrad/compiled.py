@@ -11,14 +11,14 @@ inputs, Python ints are part of the program.
 """
 
 import threading
-import zlib
+from collections import OrderedDict
 from functools import update_wrapper
-from types import FunctionType, ModuleType
+from types import MethodType
 
 import numpy as np
 import optree
 
-from revgrad.captures import captures, is_library, with_open_captures
+from revgrad.captures import PLAIN, Captured, with_open_captures
 from revgrad.errors import MissingRule
 from revgrad.fuse import fuse
 from revgrad.record import Program, Record, Var, forget, in_layout, live, record, simplify
@@ -26,8 +26,7 @@ from revgrad.replay import Replay
 from revgrad.tape import Box, Primitive, Pull
 from revgrad.transforms import grad, jvp, vjp, zeros_like
 
-SAMPLE = 4096  # entries of a large captured array that are looked at for changes
-WHOLE = 2**16  # bytes up to which all are
+KEPT = 64  # recordings of a function, the last used
 
 
 def compile(f):
@@ -37,9 +36,13 @@ def compile(f):
     raises TypeError while recording. Outputs are new arrays, except that an output which is an
     input or a view of one is so again.
 
-    Captured values: another number, string, function or array bound to a name that f uses leads to
-    a new recording; so does a change inside a captured array of up to 64 KiB. Of larger ones a
-    sample of 4,096 entries is looked at: pass arrays that change as arguments.
+    Captured values: what is bound to a name or an attribute that f and its functions use, and what
+    containers hold, leads to a new recording when it changes; so does a change inside a captured
+    array of up to 64 KiB. Of larger ones a sample of 512 entries is looked at: pass arrays that
+    change as arguments. Read-only arrays (`x.flags.writeable = False`) are not looked at.
+
+    The 64 recordings used last are kept: `len(f.entries)` tells how many there are, and that a
+    Python int that changes, which a recording takes as fixed, should be a NumPy one.
     """
     return Compiled(f)
 
@@ -50,7 +53,7 @@ class Compiled:
     def __init__(self, f):
         update_wrapper(self, f)
         self.f, self.captured = f, Captured(f)
-        self.entries, self.two_phase = {}, {}
+        self.entries, self.two_phase, self.watched = _Recent(), _Recent(), _Recent()
         name = getattr(f, "__name__", "compiled")
         self.primitive = Primitive(name, self._run, stage=self._stage, many=True)
 
@@ -60,16 +63,33 @@ class Compiled:
             return self.f(*args, **kwargs)
         dynamic = [x for x in leaves if is_dynamic(x)]
         statics = tuple((type(x), x) if not is_dynamic(x) else None for x in leaves)
-        form = (tree, statics, self.captured.now())
+        captured = self._captured([s[1] for s in statics if s and not isinstance(s[1], PLAIN)])
+        if captured is None:  # a traced value: its trace must see what is done with it
+            return self.f(*args, **kwargs)
+        form = (tree, statics, captured)
         out = self.primitive(*dynamic, form=form)
         return optree.tree_unflatten(self._entry(dynamic, form).out_tree, out)
 
+    def __get__(self, instance, owner=None):
+        return self if instance is None else MethodType(self, instance)
+
+    def _captured(self, objects):
+        """What f captures now, and the static objects among its arguments."""
+        if not objects:
+            return self.captured.now()
+        make = lambda: Captured(self.f, *objects)
+        return self.watched.find(tuple(map(id, objects)), make).now()
+
     def _entry(self, dynamic, form):
         key = form, *map(signature, dynamic)
-        entry = self.entries.get(key)
-        if entry is None:
-            entry = self.entries[key] = Entry(_flat(self.f, form), [_bare(x) for x in dynamic])
-        return entry
+        make = lambda: Entry(_flat(self.f, form), [_bare(x) for x in dynamic])
+        return self._found(self.entries, key, make)
+
+    def _found(self, kept, key, make):
+        try:
+            return kept.find(key, make)
+        except _Unhashable:
+            raise TypeError(_unhashable(self.primitive.name, key[0][1])) from None
 
     def _run(self, *dynamic, form):
         return tuple(self._entry(dynamic, form).replay().run[0](*dynamic))
@@ -78,10 +98,37 @@ class Compiled:
         """Outputs, and a pull-back that replays: for reverse mode over a compiled function."""
         form = static["form"]
         key = form, tuple(wanted), *map(signature, dynamic)
-        phases = self.two_phase.get(key)
-        if phases is None:
-            phases = self.two_phase[key] = _pull_phases(_flat(self.f, form), dynamic, wanted)
-        return phases.start(dynamic)
+        make = lambda: _pull_phases(_flat(self.f, form), dynamic, wanted)
+        return self._found(self.two_phase, key, make).start(dynamic)
+
+
+class _Recent(OrderedDict):
+    """Values by key, the KEPT that were asked for last."""
+
+    def find(self, key, make):
+        try:
+            found = self.get(key)
+        except TypeError as error:
+            raise _Unhashable from error
+        if found is None:
+            found = self[key] = make()
+            if len(self) > KEPT:
+                self.popitem(last=False)
+        elif len(self) > KEPT // 2:  # before that, nothing is near its end
+            self.move_to_end(key)
+        return found
+
+
+class _Unhashable(Exception):
+    """A key of _Recent is not hashable."""
+
+
+def _unhashable(name, statics):
+    came = next(type(x).__name__ for _, x in filter(None, statics) if type(x).__hash__ is None)
+    return (
+        f"{name}: an argument holds a {came}, which is no array or float, so its value is part of "
+        "the recording; but it cannot be hashed. Pass a tuple, a frozen dataclass or an array."
+    )
 
 
 def _flat(f, form):
@@ -272,7 +319,7 @@ def gradient_with_products(loss, params, hyper, *rest, borrow=False):
 
 
 def is_dynamic(x):
-    return hasattr(x, "dtype") or type(x) is float
+    return type(x) is float or (hasattr(x, "dtype") and not isinstance(x, type))
 
 
 def _bare(x):
@@ -292,44 +339,6 @@ def _must_inline(leaves):
     """Under any trace but one Pull of plain values, the function itself is traced."""
     boxes = [x for x in leaves if isinstance(x, Box)]
     return any(not isinstance(b.trace, Pull) or isinstance(b.value, Box) for b in boxes)
-
-
-class Captured:
-    """What a function captures: closure cells, globals it names, defaults, and theirs."""
-
-    def __init__(self, f):
-        self.f = f
-
-    def now(self):
-        return tuple(_fingerprint(getattr(self.f, "__func__", self.f), set()))
-
-
-def _fingerprint(f, seen):
-    if not isinstance(f, FunctionType) or f in seen:
-        return
-    seen.add(f)
-    yield f.__code__
-    for x in captures(f):
-        if isinstance(x, FunctionType) and not is_library(x):
-            yield from _fingerprint(x, seen)
-        elif isinstance(x, np.ndarray):
-            yield id(x), _checksum(x)
-        elif isinstance(x, (int, float, complex, str, bytes, bool, np.generic, type(None))):
-            yield type(x), repr(x)
-        elif isinstance(x, (list, tuple, dict)):
-            yield from (_leaf_print(leaf) for leaf in optree.tree_leaves(x))
-        elif not isinstance(x, ModuleType):
-            yield id(x)
-
-
-def _leaf_print(x):
-    return (id(x), _checksum(x)) if isinstance(x, np.ndarray) else (type(x), repr(x))
-
-
-def _checksum(x):
-    if x.nbytes > WHOLE:
-        x = x.reshape(-1)[:: max(1, x.size // SAMPLE)] if x.flags.c_contiguous else x.flat[:SAMPLE]
-    return zlib.crc32(np.ascontiguousarray(x).view(np.uint8).data) if x.size else 0
 
 
 # Reading.

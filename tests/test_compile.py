@@ -4,8 +4,10 @@ import gc
 import operator
 import tracemalloc
 import warnings
+from functools import partial, reduce
 from itertools import pairwise
 from threading import Thread
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import optree
@@ -437,3 +439,133 @@ def test_floating_point_errors_are_those_of_numpy(mode, bad):
     assert any(isinstance(i, Group) for i in next(iter(compiled.entries.values())).fused)
     assert reported(compiled) == reported(f)
     assert mode == "ignore" or reported(f)
+
+
+class Model:
+    scale = 2.0
+
+    def __init__(self, rate=1.0):
+        self.rate, self.weights, self.steps = rate, np.ones(3), [1.0, {"a": None}]
+
+    @property
+    def doubled(self):
+        return 2 * self.rate
+
+    def loss(self, x):
+        return np.sum(x * self.weights) * self.doubled * self.scale * self.helper() + self.steps[0]
+
+    def helper(self):
+        return SETTINGS.factor
+
+    def __call__(self, x):
+        return self.loss(x)
+
+    @compile
+    def compiled(self, x):
+        return self.loss(x)
+
+
+def compose(*functions):
+    return lambda x: reduce(lambda y, f: f(y), functions[::-1], x)
+
+
+SETTINGS = SimpleNamespace(factor=1.0, table={"k": 1.0})
+
+
+def changes(model):
+    """Everything that a loss may hold on to, changed one after the other."""
+    yield setattr(model, "rate", 3.0)
+    yield setattr(model, "weights", np.full(3, 2.0))
+    yield model.weights.__setitem__(0, 7.0)
+    yield model.steps.__setitem__(0, 5.0)
+    yield setattr(SETTINGS, "factor", SETTINGS.factor + 1.0)
+    yield setattr(Model, "scale", Model.scale + 1.0)
+    yield setattr(model, "scale", 9.0)
+    yield setattr(model, "helper", lambda: 4.0)
+
+
+@pytest.mark.parametrize(
+    "compiled_of",
+    [
+        lambda m: compile(m.loss),
+        lambda m: compile(m),
+        lambda m: compile(lambda x: m.loss(x)),
+        lambda m: compile(partial(Model.loss, m)),
+        lambda m: partial(compile(lambda model, x: model.loss(x)), m),
+        lambda m: compile(compile(m.loss)),
+        lambda m: compile(compose(compile(m.loss))),
+        lambda m: m.compiled,
+        lambda m: compose(operator.itemgetter(0), compile(rg.value_and_grad(m.loss))),
+        lambda m: compile(rg.checkpoint(m.loss)),
+    ],
+)
+def test_changed_objects_are_seen(compiled_of):
+    model, x = Model(), np.arange(3.0)
+    f = compiled_of(model)
+    assert f(x) == model.loss(x)
+    for _ in changes(model):
+        assert f(x) == model.loss(x)
+        assert f(x) == model.loss(x)
+
+
+def test_changed_modules_classes_containers_and_keywords_are_seen():
+    module, tree = ModuleType("settings"), {"a": 1.0, "b": [2.0, None]}
+    module.k = 2.0
+
+    def inner(x, *, scale=1.0):
+        return x * scale * module.k
+
+    def other(x, *, scale=1.0):
+        return x + scale * module.k
+
+    f = compile(lambda x: inner(x) + sum(tree[k] for k in tree if k != "b") + len(tree["b"]))
+    partly = compile(partial(inner, scale=3.0))
+    static = compile(lambda f, x: f(x))
+
+    def check():
+        assert f(1.0) == inner(1.0) + sum(v for k, v in tree.items() if k != "b") + len(tree["b"])
+        assert partly(1.0) == inner(1.0, scale=3.0)
+        assert static(inner, 1.0) == inner(1.0)
+
+    check()
+    for change in (
+        lambda: setattr(module, "k", 3.0),
+        lambda: tree.__setitem__("a", 5.0),
+        lambda: tree.__setitem__("c", 5.0),
+        lambda: tree.__setitem__("d", tree.pop("c")),
+        lambda: tree["b"].append(1.0),
+        lambda: inner.__kwdefaults__.__setitem__("scale", 4.0),
+        lambda: setattr(inner, "__code__", other.__code__),
+    ):
+        change()
+        check()
+
+
+def test_a_captured_structure_without_values_is_seen():
+    tree = {"bias": None}
+    f = compile(lambda x: x if tree.get("bias") is None else x + 1)
+    assert f(1.0) == 1.0
+    tree["bias"] = False
+    assert f(1.0) == 2.0
+
+
+def test_a_captured_traced_value_is_seen_by_its_trace():
+    def outer(y):
+        return compile(lambda x: np.sum(x * y))(np.arange(3.0))
+
+    assert rg.grad(outer)(2.0) == 3.0
+
+
+def test_recordings_that_are_not_used_any_more_go():
+    f = compile(lambda x, k: x * k)
+    for k in range(1000):
+        assert f(2.0, k) == 2.0 * k
+    assert len(f.entries) == 64
+    assert f(2.0, 999) == 1998.0
+    assert len(f.entries) == 64
+
+
+def test_a_static_argument_must_be_hashable():
+    with pytest.raises(TypeError, match=r"holds a set.*cannot be hashed.*tuple"):
+        compile(lambda x, names: x)(1.0, {"a"})
+    assert compile(lambda x, dtype: x.astype(dtype))(np.ones(2), np.float32).dtype == np.float32
