@@ -120,8 +120,7 @@ class _Look:
             self.cells, self.items, self.sizes, self.rows = [], [], [], []
             self.arrays, self.codes, self.seen, self.traced = [], [], {}, False
             self.print = tuple(part for x in roots for part in self._walk(x))
-        if self.traced:
-            self.print = None
+        self.print = None if self.traced else (*self.print, _Held(self.seen))
 
     def still_holds(self):
         """Whether every name is bound to the same object and every array has the same entries."""
@@ -223,6 +222,21 @@ class _Look:
             self.sizes.append((vars(x), len(vars(x))))
             yield from self._named(vars(x), sorted(self.names))
             yield from self._walk(type(x))
+
+
+class _Held:
+    """Whatever a print names by its id, which stays its own as long as the print is kept."""
+
+    __slots__ = ("objects",)
+
+    def __init__(self, objects):
+        self.objects = objects
+
+    def __eq__(self, other):
+        return isinstance(other, _Held)
+
+    def __hash__(self):
+        return 0
 
 
 PLAIN = (int, float, complex, str, bytes, np.generic, NoneType)

@@ -5,7 +5,8 @@ from collections import OrderedDict
 import numpy as np
 import optree
 
-from revgrad.compiled import Captured, Entry, gradient_with_products, is_dynamic, signature
+from revgrad.captures import Captured
+from revgrad.compiled import Entry, gradient_with_products, is_dynamic, signature
 from revgrad.tape import Box
 from revgrad.transforms import value_and_grad
 
@@ -15,7 +16,10 @@ _kept = OrderedDict()
 
 def recordings(f, loss, *form):
     """The Recordings of f, which does nothing but call `loss` in a way that `form` says."""
-    key = (Captured(loss).now(), *form)
+    captured = Captured(loss).now()
+    if captured is None:  # something traced
+        return Recordings(f)
+    key = (captured, *form)
     try:
         found = _kept.setdefault(key, Recordings(f))
     except TypeError:  # something in the form is not hashable
