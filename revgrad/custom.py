@@ -4,7 +4,7 @@ from functools import wraps
 
 import optree
 
-from revgrad.rules.row import define
+from revgrad.rules.row import define, shape_of
 from revgrad.tape import Box, Primitive, Pull
 from revgrad.transforms import vjp, zeros_like
 
@@ -68,25 +68,24 @@ def custom_rule(*, push=None, pull=None, true_derivative=True):
     push: a rule per argument, (t, out, *args) -> tangent of out; pull: a rule per argument,
     (ct, out, *args) -> cotangent of it; None in their place means a derivative of zero. A mode
     left out raises MissingRule when asked for. For derivatives of higher order write rules in
-    functions that have rules.
+    functions that have rules. A tangent must have the shape of out, a cotangent its argument's.
     true_derivative=False says that the rules are no derivative of the function (clipping inside
-    the graph, a straight-through estimator): second derivatives then go by reverse over reverse,
+    the loss, a straight-through estimator): second derivatives then go by reverse over reverse,
     as products with the Hessian are not symmetric.
     """
 
-    rules = [rule for rule in (push, pull) if rule is not None]
-    if not rules:
-        raise TypeError("custom_rule needs push= or pull=, a list with a rule per argument.")
+    count = _count_rules(push, pull)
 
     def decorate(f):
-        primitive = define(f, f, push, pull, register=False)
+        primitive = define(f, f, _of_shape(f, push), _of_shape(f, pull, True), register=False)
+        primitive.name += " with rules of its own"  # or a user's `sum` is taken for NumPy's
         primitive.true_derivative = true_derivative
 
         @wraps(f)
         def with_rules(*args):
-            if len(args) != len(rules[0]):
+            if len(args) != count:
                 raise TypeError(
-                    f"{f.__name__} has rules for {len(rules[0])} arguments and got {len(args)}; "
+                    f"{f.__name__} has rules for {count} arguments and got {len(args)}; "
                     "pass arrays by position, one for each rule."
                 )
             return primitive(*args)
@@ -94,3 +93,42 @@ def custom_rule(*, push=None, pull=None, true_derivative=True):
         return with_rules
 
     return decorate
+
+
+def _count_rules(push, pull):
+    """For how many arguments there are rules."""
+    given = {name: x for name, x in (("push", push), ("pull", pull)) if x is not None}
+    if not given:
+        raise TypeError("custom_rule needs push= or pull=, a list with a rule per argument.")
+    for name, rules in given.items():
+        if not isinstance(rules, (list, tuple)) or not all(r is None or callable(r) for r in rules):
+            raise TypeError(
+                f"custom_rule({name}={rules!r}); a list with a rule (or None) per argument is "
+                f"wanted, e.g. {name}=[rule]."
+            )
+    counts = {name: len(rules) for name, rules in given.items()}
+    if len(set(counts.values())) > 1:
+        raise TypeError(
+            f"custom_rule got {counts['push']} rules in push= and {counts['pull']} in pull=; give "
+            "each a rule, or None, per argument."
+        )
+    return next(iter(counts.values()))
+
+
+def _of_shape(f, rules, pull=False):
+    """Rules that refuse an answer of another shape than that of the value it belongs to."""
+
+    def checked(k, rule):
+        def rule_of_shape(t, out, *args):
+            found, like = rule(t, out, *args), args[k] if pull else out
+            if found is not None and shape_of(found) != shape_of(like):
+                raise TypeError(
+                    f"{f.__name__}: rule {k} of {'pull' if pull else 'push'}= gave an array of "
+                    f"shape {shape_of(found)}; {shape_of(like)} is wanted, the shape of "
+                    f"{f'argument {k}' if pull else 'the answer'}."
+                )
+            return found
+
+        return rule and rule_of_shape
+
+    return rules and [checked(k, rule) for k, rule in enumerate(rules)]

@@ -143,3 +143,35 @@ def test_products_with_an_untrue_derivative_go_by_reverse_over_reverse(push):
     if push:
         undeclared = products(clipped(True), "phases")
         assert undeclared[1][1].tolist() != expected[1][1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ({"pull": lambda ct, out, x: ct}, r"pull=<function.*pull=\[rule\]"),
+        ({"push": [1]}, r"push=\[1\].*per argument"),
+        ({"pull": [None], "push": [None, None]}, "2 rules in push= and 1 in pull="),
+    ],
+)
+def test_rules_are_one_per_argument(rules, words):
+    with pytest.raises(TypeError, match=words):
+        rg.custom_rule(**rules)
+
+
+def test_a_rule_that_gives_another_shape_is_refused():
+    shorter = lambda t, out, x, y: t[:1]
+    f = rg.custom_rule(pull=[None, shorter], push=[shorter, None])(lambda x, y: x * y)
+    with pytest.raises(TypeError, match=r"rule 1 of pull=.*\(1,\).*\(3,\).*argument 1"):
+        rg.grad(lambda y: np.sum(f(np.ones(3), y)))(np.ones(3))
+    with pytest.raises(TypeError, match=r"rule 0 of push=.*\(1,\).*\(3,\).*the answer"):
+        rg.jvp(lambda x: f(x, 2.0), (np.ones(3),), (np.ones(3),))
+
+
+def test_a_users_function_may_have_the_name_of_numpys():
+    @rg.custom_rule(pull=[lambda ct, out, x: 2 * ct])
+    def sum(x):
+        return x * 2
+
+    x = np.arange(3.0)
+    assert rg.compile(sum)(x).tolist() == [0, 2, 4]
+    assert rg.compile(rg.grad(lambda x: np.sum(sum(x))))(x).tolist() == [2, 2, 2]
