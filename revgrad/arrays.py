@@ -218,6 +218,12 @@ class ArrayBox(Box):
     __iadd__, __isub__, __imul__, __itruediv__ = map(_in_place, ("+", "-", "*", "/"))
     __ipow__, __imatmul__, __imod__, __ifloordiv__ = map(_in_place, ("**", "@", "%", "//"))
 
+    def __getattr__(self, name):
+        if not hasattr(np.ndarray, name):
+            raise AttributeError(f"a traced array has no attribute {name!r}.")
+        instead = _INSTEAD.get(name, f"look for a function np.{name}, or use stop_gradient(x)")
+        raise AttributeError(f"a traced array has no x.{name}; {instead}.")
+
     def __neg__(self):
         return functions[operator.neg](self)
 
@@ -249,6 +255,16 @@ class ArrayBox(Box):
     def copy(self, order="C"):
         """As `ndarray.copy`: later sums see the order of entries in memory."""
         return functions["copy"](self, order=order)
+
+
+_INSTEAD = {
+    "flatten": "write np.ravel(x)",
+    "real": "it is real: write x",
+    "conj": "it is real: write x",
+    "conjugate": "it is real: write x",
+    "fill": "write np.where(True, value, x)",
+    "sort": "write x[np.argsort(x)]",
+}
 
 
 def _as_operand(x):

@@ -70,6 +70,9 @@ class Compiled:
         out = self.primitive(*dynamic, form=form)
         return optree.tree_unflatten(self._entry(dynamic, form).out_tree, out)
 
+    def __deepcopy__(self, _memo):
+        return self  # as a function is
+
     def __get__(self, instance, owner=None):
         return self if instance is None else MethodType(self, instance)
 

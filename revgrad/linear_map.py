@@ -46,6 +46,15 @@ class LinearMap:
         self.fused = fuse(program.instructions, program.outputs)
         forget(program.instructions, program.inputs)
 
+    def __deepcopy__(self, _memo):
+        return self  # nothing in it changes but its buffers
+
+    def __reduce__(self):
+        raise TypeError(
+            "a linear map holds functions and cannot be pickled; pickle the primals, and linearize "
+            "where the map is needed."
+        )
+
     def __call__(self, *tangents):
         ts = self._checked(tangents, ())
         ts = [in_layout(t, v.value) for t, v in zip(ts, self.program.inputs, strict=True)]
@@ -59,8 +68,13 @@ class LinearMap:
 
         Instructions act on all rows at once where they can, and row by row where they cannot.
         """
-        first = optree.tree_leaves(tangents)[0]
-        count = shape_of(first)[0]
+        shapes = [shape_of(x) for x in optree.tree_leaves(tangents)]
+        if not shapes or not shapes[0]:
+            raise TypeError(
+                f"linear.batch got {'a number' if shapes else 'no array'}; every tangent must have "
+                "a leading axis, one row per tangent. For one tangent call the map itself."
+            )
+        count = shapes[0][0]
         found = dict(zip(self.program.inputs, self._checked(tangents, (count,)), strict=True))
         for i in self.program.instructions:
             given = [found.get(x, x) if isinstance(x, Var) else x for x in i.inputs]
@@ -97,21 +111,31 @@ def _batched(i, given, batched, count):
 
 
 def _elementwise(i, given, batched, count):
-    ndim = np.ndim(i.outputs[0].value)
-    operands = [
-        np.reshape(x, (count, *(1,) * (ndim - np.ndim(x) + 1), *np.shape(x)[1:])) if b else x
-        for x, b in zip(given, batched, strict=True)
-    ]
+    operands = _lifted(given, batched, count, np.ndim(i.outputs[0].value))
     return i.primitive.run(*operands, **i.static)
 
 
+def _lifted(operands, batched, count, ndim):
+    """Operands with the axis of tangents before all axes that the others may have, `ndim`."""
+    return [
+        np.reshape(x, (count, *(1,) * (ndim - np.ndim(x) + 1), *np.shape(x)[1:])) if b else x
+        for x, b in zip(operands, batched, strict=True)
+    ]
+
+
 def _product(i, given, batched, count):
-    (x, y), (_, y_batched) = given, batched
-    if all(batched) or np.ndim(i.inputs[0] if not batched[0] else i.inputs[0].value) == 0:
+    if all(batched):
         return _row_by_row(i, given, batched, count)
-    if y_batched and np.ndim(y) == 2:  # each row a vector
-        return np.matmul(x, y[..., None])[..., 0]
-    return np.matmul(x, y)
+    x, y = given
+    x_ndim, y_ndim = np.ndim(x) - batched[0], np.ndim(y) - batched[1]
+    if batched[0] and x_ndim == 1 and y_ndim <= 2:  # vectors that make a matrix
+        return np.matmul(x, y)
+    operands = [
+        np.expand_dims(x, -2) if x_ndim == 1 else x,
+        np.expand_dims(y, -1) if y_ndim == 1 else y,
+    ]
+    out = np.matmul(*_lifted(operands, batched, count, max(x_ndim, y_ndim, 2)))
+    return np.squeeze(out, (-2,) * (x_ndim == 1) + (-1,) * (y_ndim == 1))
 
 
 def _shaped(i, given, batched, count):

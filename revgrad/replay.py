@@ -30,6 +30,7 @@ _UFUNCS = {
 }
 _REDUCTIONS = {"sum": np.add.reduce, "max": np.maximum.reduce, "min": np.minimum.reduce}
 NEVER = float("inf")
+KEPT = 2**20  # bytes of an input that may be kept alive by its views, for the next call
 LARGE = 2**16  # bytes from which taking rows into a buffer is faster than making a new array
 
 
@@ -55,7 +56,8 @@ class Replay:
         self.source = []
         for k, phase in enumerate(phases):
             self.lines, self.made = [], []
-            self.cached = {self.names[v]: self.names[v] for v in inputs[k]}  # views of an input
+            small = [self.names[v] for v in inputs[k] if _nbytes(v.value) <= KEPT]
+            self.cached = dict(zip(small, small, strict=True))  # view -> input that it is kept with
             for i in phase:
                 self._emit(i, at)
                 at += 1
@@ -303,6 +305,10 @@ def _value(x):
 
 def _kind(x):
     return getattr(x, "kind", type(x))
+
+
+def _nbytes(x):
+    return getattr(x, "nbytes", 0)
 
 
 def _in_c_order(x):

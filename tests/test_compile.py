@@ -2,8 +2,11 @@
 
 import gc
 import operator
+import pickle
 import tracemalloc
 import warnings
+import weakref
+from copy import deepcopy
 from functools import partial, reduce
 from itertools import pairwise
 from threading import Thread
@@ -569,3 +572,56 @@ def test_a_static_argument_must_be_hashable():
     with pytest.raises(TypeError, match=r"holds a set.*cannot be hashed.*tuple"):
         compile(lambda x, names: x)(1.0, {"a"})
     assert compile(lambda x, dtype: x.astype(dtype))(np.ones(2), np.float32).dtype == np.float32
+
+
+@pytest.mark.parametrize("stack", [(), (5,), (2, 5)])
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (5, 3, 2), (2, 1, 3, 2)])
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_batch_goes_through_products_with_stacks(stack, shape, swap):
+    matrix = np.random.default_rng(0).standard_normal((*stack, 4, 3))
+    if swap:
+        shape = (*shape[:-2], *shape[-2:][::-1])
+        f = lambda x: x @ np.swapaxes(matrix, -1, -2)
+    else:
+        f = lambda x: matrix @ x
+    if stack and len(shape) > 3 and stack[0] != 2:
+        return  # they do not broadcast
+    _, linear = linearize(f, np.ones(shape))
+    tangents = np.random.default_rng(1).standard_normal((6, *shape))
+    np.testing.assert_allclose(linear.batch(tangents), [linear(t) for t in tangents], rtol=1e-12)
+
+
+def test_a_batch_needs_its_axis():
+    _, linear = linearize(lambda x: x * 2, 1.0)
+    with pytest.raises(TypeError, match=r"got a number.*leading axis"):
+        linear.batch(2.0)
+    assert linear.batch(np.array([1.0, 2.0])).tolist() == [2.0, 4.0]
+
+
+def test_copies_of_maps_are_the_maps_and_pickles_are_refused():
+    _, linear = linearize(np.sum, np.ones(3))
+    f = compile(np.sum)
+    assert deepcopy({"map": linear, "f": f}) == {"map": linear, "f": f}
+    with pytest.raises(TypeError, match="linearize where the map is needed"):
+        pickle.dumps(linear)
+
+
+def test_large_inputs_are_not_kept_alive():
+    f = compile(lambda x: np.sum(x.T, axis=0) + np.sum(np.reshape(x, (-1,))[:4]))
+    for n, kept in ((4, True), (1000, False)):
+        x = np.ones((n, n))
+        f(x)
+        alive = weakref.ref(x)
+        del x
+        gc.collect()
+        assert (alive() is not None) == kept
+
+
+@pytest.mark.parametrize(
+    ("f", "words"),
+    [(lambda x: x.flatten(), r"np\.ravel"), (lambda x: x.real, "it is real"),
+     (lambda x: x.cumsum(), r"np\.cumsum"), (lambda x: x.nonsense, "no attribute 'nonsense'")],
+)  # fmt: skip
+def test_missing_methods_say_what_to_write(f, words):
+    with pytest.raises(AttributeError, match=words):
+        compile(f)(np.ones(3))
