@@ -1,6 +1,7 @@
 """The door: check what came, take it apart, and be a primitive of the tape."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import NoneType
 
 import numpy as np
@@ -13,6 +14,7 @@ from revgrad.errors import ClosureError, MissingRule
 from revgrad.gradient import CLOSURE
 from revgrad.hyper import HyperTree, Spread, is_per_step, resolve, whole_number
 from revgrad.optimizers import Optimizer
+from revgrad.record import Record
 from revgrad.report import Report
 from revgrad.rules.row import cast, dtype_of
 from revgrad.state import FixedPoint, Layout, Run, Values
@@ -300,7 +302,11 @@ def _run(*flat, run, adjoint, treedef):
 
 
 def _stage(wanted, flat, static):
-    if any(isinstance(x, Box) for x in flat):
+    boxes = [x for x in flat if isinstance(x, Box)]
+    if boxes and all(isinstance(x.trace, Record) for x in boxes):
+        *out, memory = _train_and_remember(*flat, wanted=wanted, **static)
+        return tuple(out), lambda cts: _pull_back(memory, *cts)
+    if boxes:
         raise MissingRule(
             f"{static['adjoint']!r} has first derivatives only, and train met a second trace (a "
             "grad of a grad, or a hessian); pass adjoint=Unrolled()."
@@ -353,3 +359,32 @@ def _refuse_forward_mode(flat, adjoint):
 
 
 _train = Primitive("train", _run, stage=_stage, many=True)
+
+
+# Both ways as primitives of their own, for recordings: what the way back needs is one more answer.
+
+
+@dataclass(frozen=True, eq=False)
+class _Memory:
+    pullback: Callable
+
+
+def _run_and_remember(*flat, wanted, **static):
+    out, pullback = _stage(wanted, flat, static)
+    return (*out, _Memory(pullback))
+
+
+def _refuse_second_derivative(*_, **__):
+    raise MissingRule(
+        "train met a second derivative while recording; pass adjoint=Unrolled(), or do not compile."
+    )
+
+
+_train_and_remember = Primitive("train", _run_and_remember, many=True)
+_pull_back = Primitive(
+    "pull back train",
+    lambda memory, *cts: tuple(memory.pullback(cts)),
+    _refuse_second_derivative,
+    _refuse_second_derivative,
+    many=True,
+)

@@ -625,3 +625,34 @@ def test_large_inputs_are_not_kept_alive():
 def test_missing_methods_say_what_to_write(f, words):
     with pytest.raises(AttributeError, match=words):
         compile(f)(np.ones(3))
+
+
+@pytest.mark.parametrize("optimizer", [rg.Momentum, rg.Adam])
+def test_training_is_one_call_of_a_recording(optimizer):
+    x = np.random.default_rng(0).standard_normal((6, 3))
+
+    def loss(params, hyper, batch):
+        return np.mean((x[batch] @ params["w"] - 1) ** 2) + np.exp(hyper) * np.sum(params["w"] ** 2)
+
+    def hyperloss(start, rate, penalty):
+        batches = [np.array([0, 1, 5]), np.array([2, 3, 4])]
+        trained, watched = rg.train(
+            loss, {"w": start}, optimizer(rate), batches, steps=4, hyper=penalty,
+            watch=lambda t, params: np.sum(params["w"]), return_watched=True,
+        )  # fmt: skip
+        return np.sum(trained["w"] ** 2) + np.sum(watched)
+
+    both = rg.value_and_grad(hyperloss, (0, 1, 2))
+    compiled, f = compile(both), compile(hyperloss)
+    for rate, penalty in ((0.1, -1.0), (0.2, -2.0)):
+        arguments = np.ones(3) * rate, rate, penalty
+        assert bits(compiled(*arguments)) == bits(both(*arguments))
+        assert f(*arguments) == hyperloss(*arguments)
+        pulled = rg.value_and_grad(f, (0, 1, 2))(*arguments)
+        assert bits(pulled) == bits(both(*arguments))
+    assert len(compiled.entries) == len(f.entries) == 1
+    with pytest.raises(rg.MissingRule, match="Unrolled"):
+        rg.hessian(f, 1)(*arguments)
+    with pytest.raises(rg.MissingRule, match="Unrolled"):
+        compile(rg.hessian(hyperloss, 1))(*arguments)
+    assert bits(compiled(*arguments)) == bits(both(*arguments))
