@@ -12,7 +12,7 @@ inputs, Python ints are part of the program.
 
 import threading
 from collections import OrderedDict
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from types import MethodType
 
 import numpy as np
@@ -55,11 +55,12 @@ class Compiled:
         self.f, self.captured = f, Captured(f)
         self.entries, self.two_phase, self.watched = _Recent(), _Recent(), _Recent()
         name = getattr(f, "__name__", "compiled")
-        self.primitive = Primitive(name, self._run, stage=self._stage, many=True)
+        self.primitive = Primitive(name, f, stage=self._stage, many=True)
 
     def __call__(self, *args, **kwargs):
         leaves, tree = optree.tree_flatten((args, kwargs))
-        if _must_inline(leaves):
+        boxes = [x for x in leaves if isinstance(x, Box)]
+        if boxes and _must_inline(boxes):
             return self.f(*args, **kwargs)
         dynamic = [x for x in leaves if is_dynamic(x)]
         statics = tuple((type(x), x) if not is_dynamic(x) else None for x in leaves)
@@ -67,8 +68,9 @@ class Compiled:
         if captured is None:  # a traced value: its trace must see what is done with it
             return self.f(*args, **kwargs)
         form = (tree, statics, captured)
-        out = self.primitive(*dynamic, form=form)
-        return optree.tree_unflatten(self._entry(dynamic, form).out_tree, out)
+        entry = self._entry(dynamic, form)
+        run = partial(self.primitive, form=form) if boxes else entry.replay().run[0]
+        return optree.tree_unflatten(entry.out_tree, run(*dynamic))
 
     def __deepcopy__(self, _memo):
         return self  # as a function is
@@ -93,9 +95,6 @@ class Compiled:
             return kept.find(key, make)
         except _Unhashable:
             raise TypeError(_unhashable(self.primitive.name, key[0][1])) from None
-
-    def _run(self, *dynamic, form):
-        return tuple(self._entry(dynamic, form).replay().run[0](*dynamic))
 
     def _stage(self, wanted, dynamic, static):
         """Outputs, and a pull-back that replays: for reverse mode over a compiled function."""
@@ -338,9 +337,8 @@ def signature(x):
     return type(x), getattr(x, "dtype", None), getattr(x, "shape", None)
 
 
-def _must_inline(leaves):
+def _must_inline(boxes):
     """Under any trace but one Pull of plain values, the function itself is traced."""
-    boxes = [x for x in leaves if isinstance(x, Box)]
     return any(not isinstance(b.trace, Pull) or isinstance(b.value, Box) for b in boxes)
 
 
