@@ -2,7 +2,15 @@
 
 from importlib.metadata import version as _version
 
-from revgrad.adjoints import Reversible, Stored, Unrolled
+from revgrad.adjoints import (
+    Checkpointed,
+    Forward,
+    Implicit,
+    Reversible,
+    Stored,
+    Truncated,
+    Unrolled,
+)
 from revgrad.compiled import compile, show
 from revgrad.constraints import positive, simplex, unit_interval
 from revgrad.custom import checkpoint, custom_rule
@@ -13,12 +21,15 @@ from revgrad.errors import (
     FixedOverflow,
     LeakedBox,
     MissingRule,
+    NotConverged,
+    NotFinite,
     NotReversed,
     RatioRefused,
     RevgradError,
     StopRun,
 )
 from revgrad.hyper import per_step
+from revgrad.implicit import CG, Neumann
 from revgrad.linear_map import linearize
 from revgrad.optimizers import SGD, Adam, HeavyBall, Momentum
 from revgrad.outer import minimize
@@ -41,16 +52,23 @@ from revgrad.transforms import (
 __version__ = _version("revgrad")
 
 __all__ = [
+    "CG",
     "SGD",
     "Adam",
     "BufferEmpty",
+    "Checkpointed",
     "ClosureError",
     "FixedOverflow",
     "FixedPoint",
+    "Forward",
     "HeavyBall",
+    "Implicit",
     "LeakedBox",
     "MissingRule",
     "Momentum",
+    "Neumann",
+    "NotConverged",
+    "NotFinite",
     "NotReversed",
     "Ratio",
     "RatioRefused",
@@ -59,6 +77,7 @@ __all__ = [
     "RevgradError",
     "StopRun",
     "Stored",
+    "Truncated",
     "Unrolled",
     "checkpoint",
     "compile",

@@ -1,26 +1,19 @@
-"""How the derivative of training gets hold of the earlier states.
+"""How the derivative of training gets hold of the earlier states: what a user chooses.
 
-Each adjoint runs one program forwards, remembering something, and then supplies the steps'
-linearizations last first. It never owns the arithmetic, so those that should agree do, to the bit.
+Each adjoint runs one program forwards, remembering something (memories.py), and then supplies the
+steps' linearizations last first. It never owns the arithmetic, so those that should agree do, to
+the bit: `Reversible`, `Stored` and `Checkpointed`.
 """
 
-from dataclasses import dataclass
-from functools import partial
-from math import ceil
-from time import perf_counter
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-import optree
+from revgrad.hyper import whole_number
+from revgrad.implicit import CG
+from revgrad.memories import Copies, Digests, Last, Nothing, Snapshots, state_bytes
 
-from revgrad.arrays import plain
-from revgrad.errors import BufferEmpty, ClosureError, FixedOverflow, NotReversed, StopRun
-from revgrad.gradient import CLOSURE
-from revgrad.program import Program
-from revgrad.state import Cotangents
-from revgrad.tape import Box
-from revgrad.transforms import value_and_grad, zeros_like
-
-DIGESTS = 32  # about how often a run notes where it is, to say later where it was lost
+UNITS = {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 @dataclass(frozen=True)
@@ -32,18 +25,19 @@ class Reversible:
     and words that it started from. Source: Maclaurin et al. 2015, algorithms 2 and 3.
     """
 
-    exact, keep = True, True
+    exact, keep, saves = True, True, True
 
     def check(self, optimizer):
         if not optimizer.reversible:
             raise TypeError(
                 f"Reversible() cannot undo {optimizer.name}: some update of 'params' comes between "
                 "two readings of the gradient that undoing needs, or reads g at the params it "
-                "overwrites. Use Momentum, HeavyBall or Adam, or adjoint=Stored() or Unrolled()."
+                "overwrites. Use Momentum, HeavyBall or Adam, or adjoint=Checkpointed(20), "
+                "Stored() or Unrolled()."
             )
 
     def remember(self, program):
-        return _Digests(program)
+        return Digests(program)
 
 
 @dataclass(frozen=True)
@@ -53,13 +47,153 @@ class Stored:
     Where `Reversible()` works too, the hypergradients of the two are equal to the bit.
     """
 
-    exact, keep = False, False
+    exact, keep, saves = False, False, False
 
     def check(self, optimizer):
         """Takes every optimizer."""
 
     def remember(self, program):
-        return _Copies(program)
+        return Copies(program)
+
+
+@dataclass(frozen=True, repr=False)
+class Checkpointed:
+    """Keep `snapshots` states and replay the steps between. Any optimizer, any real factor.
+
+    snapshots: how many states are kept, that of the start included. memory: or as many as fit,
+        "200MB" or a number of bytes. With k snapshots and C(k + r, r) steps, the run is taken about
+        r times more (`report.replays`), which is the fewest possible. A second pull-back replays
+        the run from its start. First order; equal to `Stored()` to the bit.
+    Source: Griewank and Walther 2000.
+    """
+
+    snapshots: int | None = None
+    memory: Any = None
+    exact, keep, saves = False, False, True
+
+    def __post_init__(self):
+        if (self.snapshots is None) == (self.memory is None):
+            raise TypeError(
+                "Checkpointed needs either a number of snapshots or a memory: Checkpointed(20), or "
+                'Checkpointed(memory="200MB").'
+            )
+        if self.memory is not None:
+            bytes_of(self.memory)
+        else:
+            whole_number(self.snapshots, "snapshots", 1)
+
+    def __repr__(self):
+        many = self.snapshots if self.memory is None else f"memory={self.memory!r}"
+        return f"Checkpointed({many})"
+
+    def check(self, optimizer):
+        """Takes every optimizer."""
+
+    def remember(self, program):
+        if self.snapshots is not None:
+            return Snapshots(program, whole_number(self.snapshots, "snapshots", 1))
+        return _AsManyAsFit(program, bytes_of(self.memory))
+
+
+class _AsManyAsFit(Snapshots):
+    """Snapshots whose number follows from the first state's size."""
+
+    def __init__(self, program, memory):
+        super().__init__(program, 1)
+        self.memory = memory
+
+    def before(self, t, state):
+        if not self.kept:
+            each = state_bytes(state.copy())
+            self.count = self.memory // each
+            if not self.count:
+                raise ValueError(
+                    f"Checkpointed(memory={self.memory}) holds no state, which takes {each} bytes; "
+                    "allow several, or use Reversible()."
+                )
+        super().before(t, state)
+
+
+@dataclass(frozen=True, repr=False)
+class Truncated:
+    """Pull back through the last `steps` steps alone. Memory: as many states. Biased; first order.
+
+    The state before them counts as given: the initial params and state get a derivative of zero
+    unless the run is no longer than that. Any optimizer, any real factor.
+    """
+
+    steps: int
+    exact, keep, saves = False, False, False
+
+    def __post_init__(self):
+        whole_number(self.steps, "Truncated(steps)", 1)
+
+    def __repr__(self):
+        return f"Truncated({self.steps})"
+
+    def check(self, optimizer):
+        """Takes every optimizer."""
+
+    def remember(self, program):
+        return Last(program, whole_number(self.steps, "Truncated(steps)", 1))
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Carry the derivative along while training, a tangent per traced number. First order.
+
+    Needs no earlier states: memory and time grow with the number of traced numbers (about two plain
+    runs each), not with the steps. In forward mode (jvp, jacfwd) it carries the one direction. More
+    tangents than fit in `memory` are refused. Any optimizer, any real factor.
+    """
+
+    memory: Any = "1GB"
+    exact, keep, saves = False, False, False
+
+    def __post_init__(self):
+        bytes_of(self.memory)
+
+    def check(self, optimizer):
+        """Takes every optimizer."""
+
+    def remember(self, program):
+        return Nothing()
+
+
+@dataclass(frozen=True, eq=False)
+class Implicit:
+    """The derivative of the optimum, whatever way led there: with respect to `hyper` alone.
+
+    loss, batch: what the params minimise in the end, loss(params, hyper, batch), e.g. the loss on
+        all data. solver: `CG()` or `Neumann(rate)`, for the system with the Hessian of that loss.
+    tolerance: how far from the optimum the params may end, relative to their length; farther
+        away NotConverged is raised.
+    Traced initial params, state and optimizer hyperparameters are refused: the optimum does not
+    depend on them. Source: Bengio 2000; Lorraine et al. 2020.
+    """
+
+    loss: Any = field(repr=False)
+    batch: Any = field(default=None, repr=False)
+    solver: Any = field(default_factory=CG)
+    tolerance: float = 1e-3
+    exact, keep, saves = False, False, False
+
+    def __post_init__(self):
+        if not callable(self.loss):
+            raise TypeError(
+                f"Implicit(loss) is a {type(self.loss).__name__}; pass the loss that the params "
+                "minimise, loss(params, hyper, batch)."
+            )
+        if isinstance(self.solver, type) or not hasattr(self.solver, "solve"):
+            raise TypeError(
+                f"Implicit(solver={self.solver!r}); pass CG() or Neumann(rate) (an instance)."
+            )
+
+    def check(self, optimizer):
+        """Takes every optimizer."""
+
+    def remember(self, program):
+        return Nothing()
 
 
 @dataclass(frozen=True)
@@ -69,237 +203,24 @@ class Unrolled:
     Factors are used as given, not snapped to ratios. The oracle for the other adjoints.
     """
 
+    saves = False
+
     def check(self, optimizer):
         """Takes every optimizer."""
 
 
-class _Digests:
-    """The memory of `Reversible`: a digest now and then; the state itself holds the rest."""
-
-    def __init__(self, program):
-        self.program, self.every = program, max(1, ceil(program.run.steps / DIGESTS))
-        self.digests = {}
-
-    nbytes = 0
-
-    def before(self, t, state):
-        if t % self.every == 0:
-            self.digests[t] = state.digest()
-
-    def back(self, state, steps):
-        """Linearizations of steps - 1, ..., 0, undoing each; checks the way at every digest."""
-        good = steps
-        for t in reversed(range(steps)):
-            try:
-                yield t, self.program.retreat(state, t)
-            except (BufferEmpty, FixedOverflow):
-                raise self._lost(t, good) from None
-            if t in self.digests:
-                if state.digest() != self.digests[t]:
-                    raise self._lost(t, good, state)
-                good = t
-        self.program.run.report.returned_exactly = True
-
-    def _lost(self, first, last, state=None):
-        run, report = self.program.run, self.program.run.report
-        report.returned_exactly = False
-        found = "the integers differ"
-        if state is not None and first == 0:
-            start = self.program.variables({k: x.fraction_bits for k, x in state.variables.items()})
-            wrong = {
-                k: np.count_nonzero(x.values != start[k].values) for k, x in state.variables.items()
-            }
-            found = ", ".join(
-                f"{n} of {run.layout.size} {name} differ" for name, n in wrong.items()
-            )
-        return NotReversed(
-            f"steps {first} to {last} did not reverse: {found}, so the gradient was not the same "
-            "twice. Look for randomness outside batches, a loss that keeps state, data changed in "
-            "place, or indexing on the GPU.",
-            first,
-            last,
-        )
-
-
-class _Copies:
-    """The memory of `Stored`: a copy of every state, without the words that undoing would need."""
-
-    def __init__(self, program):
-        self.program, self.copies = program, []
-
-    @property
-    def nbytes(self):
-        return sum(_state_bytes(copy) for copy in self.copies)
-
-    def before(self, t, state):
-        self.copies.append(state.copy())
-
-    def back(self, _state, steps):
-        for t in reversed(range(steps)):
-            yield t, self.program.visit(self.copies[t].copy(), t)
-
-
-class _Nothing:
-    """The memory of a run that nobody will differentiate."""
-
-    nbytes = 0
-
-    def before(self, t, state):
-        pass
-
-
-def forwards(adjoint, run, values, *, remember):
-    """Train; returns (program, memory, final state, steps taken, watched values).
-
-    remember: whether a pull-back may follow.
-    """
-    began, report = perf_counter(), run.report
-    keep = adjoint.keep and remember
-    program = Program(run, values, exact=adjoint.exact, keep=keep)
-    state, first = program.start()
-    memory = adjoint.remember(program) if remember else _Nothing()
-    watched, survey, steps = [], _Survey(run), run.steps
-    for t in range(run.steps):
-        memory.before(t, state)
-        survey.look(t, state)
-        if run.watch is not None:
-            watched.append(_watch(run, t, run.layout.leaves(state.variables["params"])))
-        loss, aux = program.advance(state, t, first)
-        first = None
-        if run.callback is not None and _stops(run, t, loss, aux):
-            steps = t + 1
-            break
-    survey.report(program, state, steps)
-    report.bytes_kept = memory.nbytes + keep * sum(b.nbytes for b in state.buffers.values())
-    report.watched, report.seconds = watched, perf_counter() - began
-    return program, memory, state, steps, watched
-
-
-def _stops(run, t, loss, aux):
-    metrics = {"loss": float(loss)} | ({"aux": aux} if run.has_aux else {})
+def bytes_of(memory):
+    """A number of bytes from one, or from text such as "200MB". Raises: ValueError."""
+    amount, unit = memory, "B"
+    if isinstance(memory, str):
+        number = memory.rstrip("BKMGTki ")
+        amount, unit = number, memory[len(number) :].strip() or "B"
     try:
-        run.callback(t, metrics)
-    except StopRun:
-        return True
-    return False
-
-
-def _watch(run, t, leaves):
-    """What `watch` makes of plain params: a float."""
-    x = run.watch(t, run.layout.unflatten(leaves))
-    if isinstance(x, Box):
-        raise ClosureError(CLOSURE)
-    if np.shape(x):
-        raise TypeError(
-            f"watch returned an array of shape {np.shape(x)}; one number per step is wanted, so "
-            "use np.sum or np.mean."
+        found = int(float(amount) * UNITS[unit])
+    except (KeyError, ValueError, TypeError, OverflowError):
+        found = 0
+    if found < 1:
+        raise ValueError(
+            f'memory={memory!r}; a number of bytes or a text such as "200MB" is wanted.'
         )
-    return float(x)
-
-
-def backwards(program, memory, state, steps, ct_variables, ct_watched=None):
-    """Pull cotangents of the final variables back to the start; returns Cotangents.
-
-    Works on a copy of the state, so it may be called again.
-    """
-    began, run = perf_counter(), program.run
-    cts = Cotangents(
-        ct_variables,
-        {k: [np.zeros(v.shape) for v in vs] for k, vs in program.optimizer_values.items()},
-        [np.zeros(np.shape(x)) for x in program.values.hyper],
-    )
-    run.report.growth, every = [], max(1, ceil(run.steps / DIGESTS))
-    state = state.copy()
-    for t, linearization in memory.back(state, steps):
-        if (t + 1) % every == 0:
-            run.report.growth.append((t + 1, float(np.linalg.norm(cts.variables["params"]))))
-        program.pull(linearization, t, cts)
-        if ct_watched is not None:
-            _pull_watch(program, linearization, t, cts, ct_watched[t])
-    run.report.seconds_back = perf_counter() - began
-    return cts
-
-
-def _pull_watch(program, linearization, t, cts, ct):
-    def watch(leaves):
-        return program.run.watch(t, program.layout.unflatten(leaves))
-
-    _, g = value_and_grad(watch)(linearization.leaves)
-    cts.variables["params"] = cts.variables["params"] + ct * program.layout.join(g)
-
-
-class _Survey:
-    """Looks at the state now and then, for the report."""
-
-    def __init__(self, run):
-        self.run, self.largest = run, {}
-        self.every = max(1, ceil(run.steps / DIGESTS))
-
-    def look(self, t, state):
-        if t % self.every == 0:
-            for name, x in state.variables.items():
-                seen = float(np.max(np.abs(x.decode()), initial=0.0))
-                self.largest[name] = max(seen, self.largest.get(name, 0.0))
-
-    def report(self, program, state, steps):
-        self.look(0, state)
-        run, report = self.run, self.run.report
-        report.steps, report.weights = steps, run.layout.size
-        element_steps = max(1, steps * run.layout.size)
-        report.bits = sum(b.bits for b in state.buffers.values())
-        report.bits_per_weight_step = report.bits / element_steps
-        report.bound = program.bound(steps)
-        report.bytes_stored = steps * sum(
-            np.dtype(dtype).itemsize * int(np.prod(shape)) * len(state.variables)
-            for dtype, shape in zip(run.layout.dtypes, run.layout.shapes, strict=True)
-        )
-        for name, x in state.variables.items():
-            report.fraction_bits[name] = x.fraction_bits
-            report.largest[name] = (self.largest[name], 2.0 ** (63 - x.fraction_bits))
-            report.noise_floor[name] = program.noise_floor(name, x.fraction_bits, steps)
-
-
-def _state_bytes(state):
-    return sum(x.values.nbytes for x in state.variables.values()) + sum(
-        b.nbytes for b in state.buffers.values()
-    )
-
-
-def unroll(run, values):
-    """Train in float arithmetic on the tape: (params leaves, state leaves, watched values)."""
-    began, layout, watched = perf_counter(), run.layout, []
-    variables = {"params": list(values.params)}
-    for name in run.optimizer.variables:
-        variables[name] = values.warm.get(name) or [zeros_like(x) for x in values.params]
-    if run.watch is not None and run.steps:
-        _watch(run, 0, [plain(x) for x in values.params])
-    steps = run.steps
-    for t in range(run.steps):
-        params = layout.unflatten(variables["params"])
-        if run.watch is not None:
-            watched.append(run.watch(t, params))
-        loss, aux, g = _float_gradient(run, variables["params"], run.hyper_leaves(values, t), t)
-        variables = run.optimizer.float_step(
-            variables, g, partial(run.hyper_at_leaf, values, t), run.first_t + t + 1
-        )
-        if run.callback is not None and _stops(run, t, loss, aux):
-            steps = t + 1
-            break
-    run.report.steps, run.report.weights = steps, layout.size
-    run.report.watched = [float(plain(x)) for x in watched]
-    run.report.seconds = perf_counter() - began
-    trained = variables.pop("params")
-    return trained, variables, np.stack(watched) if watched else np.array([])
-
-
-def _float_gradient(run, leaves, hyper, t):
-    """(plain loss, plain aux, traced gradient)."""
-    batch = run.batch(t)
-
-    def loss(leaves):
-        params = run.layout.unflatten(leaves)
-        out = run.loss(params, run.hyper_tree(hyper), batch)
-        return out if run.has_aux else (out, None)
-
-    (value, aux), g = value_and_grad(loss, has_aux=True)(leaves)
-    return plain(value), optree.tree_map(plain, aux), g
+    return found

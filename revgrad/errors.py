@@ -18,6 +18,26 @@ class FixedOverflow(RevgradError, OverflowError):
         self.index = index
 
 
+class NotFinite(RevgradError, FloatingPointError):
+    """A loss, a gradient or a cotangent was NaN or infinite.
+
+    The message names the step and the leaf; `step` is the step, if one is known. Cure: a smaller
+    learning rate, clipping, fewer steps, or a function with a slope where training meets it.
+    """
+
+    def __init__(self, message, step=None):
+        super().__init__(message)
+        self.step = step
+
+
+class NotConverged(RevgradError, ArithmeticError):
+    """`Implicit` was asked for the derivative of an optimum that training did not reach.
+
+    Or its solver did not converge. Cure: longer training, the loss that training minimises, more
+    iterations or damping; or an adjoint that needs no optimum, such as `Reversible()`.
+    """
+
+
 class BufferEmpty(RevgradError):
     """More was asked of an information buffer than was ever put in.
 

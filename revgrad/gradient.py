@@ -5,19 +5,24 @@ at every step, is evaluated on the tape. Which of the two follows from the run a
 adjoints see the same bits.
 """
 
+import numpy as np
 import optree
 
+from revgrad.arrays import plain
 from revgrad.compiled import is_dynamic
 from revgrad.errors import ClosureError
+from revgrad.linear_map import linearize
 from revgrad.recording import recordings
+from revgrad.rules.row import shape_of
 from revgrad.tape import Box
-from revgrad.transforms import grad, value_and_grad, vjp
+from revgrad.transforms import grad, jvp, value_and_grad, vjp
 
 CLOSURE = (
     "the loss (or its batch, or watch) uses a traced value that was not passed to train, so its "
     "derivative would be lost; pass it through hyper=..., the loss's second argument."
 )
 WORTHWHILE = 3  # steps from which on recording pays
+MANY, AT_ONCE = 4, 64  # tangents from which on they are pushed at once; and how many at most
 
 
 class Gradient:
@@ -62,6 +67,35 @@ class Gradient:
 
         return self._flat(g), pull
 
+    def push(self, leaves, t, rows, hyper):
+        """Tangents of g, a row for each row of flat tangents of the params.
+
+        hyper: per leaf of it tangents with as many rows, or None.
+        """
+        *here, batch = leaves, self.run.hyper_leaves(self.values, t), self.run.batch(t)
+        first_phase = grad(lambda *some: self.f(*some, batch)[0])
+        out, linear = np.empty_like(rows), None
+        if len(rows) >= MANY:
+            _, linear = linearize(first_phase, *here)
+        for lo in range(0, len(rows), AT_ONCE) if linear else range(len(rows)):
+            part = slice(lo, lo + AT_ONCE) if linear else lo
+            moved = self._moved(rows[part], [x if x is None else x[part] for x in hyper], here[1])
+            found = linear.batch(*moved) if linear else jvp(first_phase, tuple(here), moved)[1]
+            self._join_rows(found, out[part])
+        return out
+
+    def _moved(self, rows, hyper, given):
+        """Tangents of the params' and hyper's leaves, with the leading axis of rows, if any."""
+        lead = rows.shape[:-1]
+        spans = zip(self.layout.ends, self.layout.ends[1:], self.layout.shapes, strict=False)
+        params = [rows[..., lo:hi].reshape(*lead, *shape) for lo, hi, shape in spans]
+        zeros = [np.zeros((*lead, *shape_of(v))) for v in given]
+        return params, [z if x is None else x for x, z in zip(hyper, zeros, strict=True)]
+
+    def _join_rows(self, leaves, out):
+        for lo, hi, x in zip(self.layout.ends, self.layout.ends[1:], leaves, strict=False):
+            out[..., lo:hi] = np.reshape(x, (*out.shape[:-1], hi - lo))
+
     def _at(self, leaves, t):
         """(arguments of the function at step t, their recording or None)."""
         args = leaves, self.run.hyper_leaves(self.values, t), self.run.batch(t)
@@ -78,10 +112,24 @@ def _function(run):
     loss, has_aux, tree, hyper_tree = run.loss, run.has_aux, run.layout.tree, run.hyper_tree
 
     def f(leaves, hyper, batch):
-        out = loss(optree.tree_unflatten(tree, leaves), hyper_tree(hyper), batch)
-        return out if has_aux else (out, None)
+        return split_aux(
+            loss(optree.tree_unflatten(tree, leaves), hyper_tree(hyper), batch), has_aux
+        )
 
+    f.__name__ = "the loss"  # in what is said of its result
     return f
+
+
+def split_aux(out, has_aux):
+    """(loss, aux) of what a loss returned. Raises: TypeError where it is not what was announced."""
+    if not has_aux:
+        return out, None
+    if not (isinstance(out, tuple) and len(out) == 2):
+        raise TypeError(
+            "has_aux=True needs a loss that returns (scalar, aux), not a "
+            f"{type(plain(out)).__name__}."
+        )
+    return out
 
 
 def _statics(batch):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from revgrad.errors import FixedOverflow, RatioRefused
+from revgrad.errors import FixedOverflow, NotFinite, RatioRefused
 from revgrad.fixed import FixedArray, fraction_bits_for
 from revgrad.gradient import Gradient
 from revgrad.optimizers import Scale
@@ -35,8 +35,8 @@ class Program:
 
     exact: every factor must have a ratio, so that steps can be undone. keep: keep what scaling
     destroys; without it states can be visited again only from copies.
-    Raises: ClosureError where the loss uses a traced value not passed to it; FixedOverflow and
-    RatioRefused, from `advance` with the state as it was before the step, if keep.
+    Raises: ClosureError where the loss uses a traced value not passed to it; FixedOverflow,
+    NotFinite and RatioRefused, from `advance` with the state as it was before the step, if keep.
     """
 
     def __init__(self, run, values, *, exact, keep):
@@ -119,7 +119,17 @@ class Program:
 
     def advance(self, state, t, first=None):
         """Take step t in place; returns (loss, aux). `first`: this step's gradient, if known."""
+        return self.advance_pointwise(state, t, first)[0]
+
+    def advance_pointwise(self, state, t, first=None):
+        """`advance`; returns ((loss, aux), the points of its statements, in order)."""
         value, g = first or self.gradient.value(self.layout.leaves(state.variables["params"]), t)
+        if not np.isfinite(value[0]):
+            raise NotFinite(
+                f"step {t}: the loss is {value[0]}. Use a smaller learning rate or clipping, or "
+                "look at this step's batch.",
+                step=t,
+            )
         step, done = Step(self, state, t, g), []
         for s in self.statements:
             try:
@@ -128,10 +138,18 @@ class Program:
                 step.undo_all(done)
                 if isinstance(error, RatioRefused):
                     raise
-                raise self._overflow(error, t, s.target) from None
-        return value
+                raise self._overflow(error, t, s.target, g) from None
+        return value, done
 
-    def _overflow(self, error, t, target):
+    def _overflow(self, error, t, target, g):
+        if not np.all(np.isfinite(g)):
+            bad = int(np.argmin(np.isfinite(g)))
+            return NotFinite(
+                f"step {t}: the gradient of the loss with respect to {self.layout.name(bad)} is "
+                f"{g[bad]}, at its element {bad} of the flat params. Use a smaller learning rate "
+                "or clipping, or look for a function without a slope there.",
+                step=t,
+            )
         return FixedOverflow(
             f"step {t}: {target} of {self.layout.name(error.index)} left the range of its fixed "
             "point numbers, or was not finite. Use a smaller learning rate, clipping, or "

@@ -8,7 +8,8 @@ from math import log
 class Report:
     """Facts about a run; make one, pass it to `train(report=...)`, and read it afterwards.
 
-    Filled on the way forward; `returned_exactly`, `growth` and `seconds_back` by the pull-back.
+    Filled on the way forward; `returned_exactly`, `growth`, `replays` and `seconds_back` by the
+    pull-back.
     Unrolled() fills only `adjoint`, `steps`, `weights`, `watched` and `seconds`.
     """
 
@@ -25,6 +26,7 @@ class Report:
     noise_floor: dict = field(default_factory=dict)  # variable -> most that rounding can have added
     watched: list = field(default_factory=list)  # what `watch` returned, per step
     seconds: float = 0.0  # forwards
+    replays: int = 0  # steps taken again on the way back
     blas_threads: int | None = None
     returned_exactly: bool | None = None  # None until Reversible() has come back, or failed to
     growth: list = field(default_factory=list)  # (step, norm of dL/dparams) on the way back
@@ -34,6 +36,16 @@ class Report:
         """Forget an earlier run; returns the report."""
         vars(self).update(vars(Report()))
         return self
+
+    @property
+    def effective_steps(self):
+        """How many of the looks at dL/dparams carry it: (sum of norms)^2 / sum of their squares."""
+        norms = [norm for _, norm in self.growth]
+        largest = max(norms, default=0.0)
+        if not largest > 0:
+            return None
+        shares = [norm / largest for norm in norms]
+        return sum(shares) ** 2 / sum(x * x for x in shares)
 
     @property
     def chaos(self):

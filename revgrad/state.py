@@ -122,9 +122,11 @@ class Run:
     hyper_tree: Any  # leaves -> the loss's hyper
     hyper_every: tuple  # per leaf of hyper: None, or PerStep's `every`
     watch: Any
+    watch_moves: bool  # whether what is watched is returned, to be differentiated
     callback: Any
     arithmetic: FixedPoint
     report: Any
+    outcome: dict  # "steps": how many were taken
 
     def hyper_leaves(self, values, t):
         """The leaves of the loss's hyper at step t; values may be traced."""

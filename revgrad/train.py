@@ -2,24 +2,29 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from types import NoneType
 
 import numpy as np
 import optree
 
 from revgrad import blas
-from revgrad.adjoints import Reversible, Stored, Unrolled, backwards, forwards, unroll
+from revgrad.adjoints import Forward, Implicit, Unrolled, bytes_of
 from revgrad.arrays import plain
-from revgrad.errors import ClosureError, MissingRule
-from revgrad.gradient import CLOSURE
+from revgrad.choice import choose
+from revgrad.errors import MissingRule
 from revgrad.hyper import HyperTree, Spread, is_per_step, resolve, whole_number
+from revgrad.implicit import pull_optimum
 from revgrad.optimizers import Optimizer
 from revgrad.record import Record
 from revgrad.report import Report
 from revgrad.rules.row import cast, dtype_of
-from revgrad.state import FixedPoint, Layout, Run, Values
+from revgrad.state import Cotangents, FixedPoint, Layout, Run, Values
+from revgrad.sweeps import backwards, forwards
+from revgrad.tangents import Columns, ride_along, scatter, units
 from revgrad.tape import Box, Primitive, Push
-from revgrad.transforms import check_scalar, flatten_floats, flatten_like
+from revgrad.transforms import flatten_floats, flatten_like, in_kind
+from revgrad.unrolled import unroll
 
 
 def train(
@@ -63,39 +68,43 @@ def train(
     on the way back NotReversed. Source: Maclaurin et al. 2015.
     """
     report = Report() if report is None else report.clear()
-    adjoint = _choose(adjoint, optimizer, report)
+    _check_kinds(adjoint, optimizer)
     arithmetic = _check_arithmetic(arithmetic, optimizer)
     batch, steps = _check_batches(batches, steps)
     leaves, layout = _check_params(params)
     warm, first_t = _check_state(state, optimizer, layout)
     spreads, optimizer_values = _spread(optimizer, steps, layout)
     hyper_leaves, hyper_every, hyper_tree = _take_hyper(hyper, steps, layout)
+    values = Values(leaves, warm, optimizer_values, hyper_leaves)
     run = Run(
         loss=loss, has_aux=has_aux, optimizer=_without_values(optimizer), batch=batch, steps=steps,
         first_t=first_t, layout=layout, spreads=spreads, hyper_tree=hyper_tree,
         hyper_every=hyper_every, watch=watch if return_watched else _untraced(watch),
-        callback=callback, report=report, arithmetic=arithmetic,
+        watch_moves=return_watched,
+        callback=callback, report=report, arithmetic=arithmetic, outcome={"warm": [*warm]},
     )  # fmt: skip
-    values = Values(leaves, warm, optimizer_values, hyper_leaves)
-    _probe(run, values)
+    adjoint = _chosen(adjoint, run, values)
+    adjoint.check(optimizer)
     if isinstance(adjoint, Unrolled):
         trained, variables, watched = unroll(run, values)
     else:
         flat, treedef = optree.tree_flatten(_as_tree(values))
-        _refuse_forward_mode(flat, adjoint)
-        out = _train(*flat, run=run, adjoint=adjoint, treedef=treedef)
+        _refuse_pairs(adjoint, run, values, flat)
+        static = {"run": run, "adjoint": adjoint, "treedef": treedef}
+        out = (_push_forward if _youngest_push(flat) else _train)(*flat, **static)
         trained, variables, watched = optree.tree_unflatten(_out_tree(run), out)
-    return _answer(run, trained, variables, watched, return_state, return_watched)
+    return _answer(run, leaves, trained, variables, watched, return_state, return_watched)
 
 
-def _answer(run, trained, variables, watched, return_state, return_watched):
+def _answer(run, given, trained, variables, watched, return_state, return_watched):
     def like_params(leaves):
-        return run.layout.unflatten(leaves)
+        pairs = zip(leaves, given, strict=True)
+        return run.layout.unflatten([in_kind(x, like) for x, like in pairs])
 
     out = [like_params(trained)]
     if return_state:
         state = {name: like_params(leaves) for name, leaves in variables.items()}
-        out.append({**state, "t": run.first_t + run.report.steps})
+        out.append({**state, "t": run.first_t + run.outcome["steps"]})
     if return_watched:
         out.append(watched)
     return out[0] if len(out) == 1 else tuple(out)
@@ -104,22 +113,25 @@ def _answer(run, trained, variables, watched, return_state, return_watched):
 # What came.
 
 
-def _choose(adjoint, optimizer, report):
+def _check_kinds(adjoint, optimizer):
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}; pass one of revgrad's, e.g. Momentum(0.1)."
         )
-    if isinstance(adjoint, str) and adjoint == "auto":
-        adjoint = Reversible() if optimizer.reversible else Stored()
-        why = "is" if optimizer.reversible else "is not"
-        report.adjoint = f"{adjoint!r}, chosen because {optimizer.name} {why} reversible"
-    else:
-        report.adjoint = repr(adjoint)
-    if isinstance(adjoint, type) or not hasattr(adjoint, "check"):
+    named = isinstance(adjoint, str) and adjoint == "auto"
+    if not named and (isinstance(adjoint, type) or not hasattr(adjoint, "check")):
         raise TypeError(
-            f'adjoint={adjoint!r}; pass "auto", Reversible(), Stored() or Unrolled() (an instance).'
+            f'adjoint={adjoint!r}; pass "auto", Reversible(), Stored(), Checkpointed(20) or '
+            "another of revgrad's (an instance)."
         )
-    adjoint.check(optimizer)
+
+
+def _chosen(adjoint, run, values):
+    """The adjoint; said in the report, with why, where the choice was left to revgrad."""
+    why = ""
+    if isinstance(adjoint, str):
+        adjoint, why = choose(run, values)
+    run.report.adjoint = f"{adjoint!r}, chosen because {why}" if why else repr(adjoint)
     return adjoint
 
 
@@ -253,26 +265,6 @@ def _untraced(watch):
     return watch and (lambda t, params: watch(t, optree.tree_map(plain, params)))
 
 
-def _probe(run, values):
-    """One look at the loss: what it returns, and whether it closes over a traced value."""
-    params = run.layout.unflatten([plain(x) for x in values.params])
-    if not run.steps:
-        return
-    now = [
-        plain(x) if e is None else plain(x)[0]
-        for x, e in zip(values.hyper, run.hyper_every, strict=True)
-    ]
-    out = run.loss(params, run.hyper_tree(now), run.batch(0))
-    if run.has_aux and not (isinstance(out, tuple) and len(out) == 2):
-        raise TypeError(
-            f"has_aux=True needs a loss that returns (scalar, aux), not a {type(out).__name__}."
-        )
-    out = out[0] if run.has_aux else out
-    if isinstance(out, Box):
-        raise ClosureError(CLOSURE)
-    check_scalar(out, "the loss")
-
-
 # The primitive.
 
 
@@ -291,14 +283,16 @@ def _forwards(flat, run, adjoint, treedef, *, remember):
     with blas.pinned() as threads:
         run.report.blas_threads = threads
         done = *forwards(adjoint, run, values, remember=remember), threads
-    _, _, state, _, watched, _ = done
+    return _leaves_out(run, done[2], done[4]), done
+
+
+def _leaves_out(run, state, watched):
     leaves = {name: run.layout.leaves(x) for name, x in state.variables.items()}
-    out = leaves.pop("params"), leaves, np.array(watched)
-    return optree.tree_leaves(out), done
+    return tuple(optree.tree_leaves((leaves.pop("params"), leaves, np.array(watched))))
 
 
 def _run(*flat, run, adjoint, treedef):
-    return tuple(_forwards(flat, run, adjoint, treedef, remember=False)[0])
+    return _forwards(flat, run, adjoint, treedef, remember=False)[0]
 
 
 def _stage(wanted, flat, static):
@@ -311,18 +305,113 @@ def _stage(wanted, flat, static):
             f"{static['adjoint']!r} has first derivatives only, and train met a second trace (a "
             "grad of a grad, or a hessian); pass adjoint=Unrolled()."
         )
-    run = static["run"]
-    out, done = _forwards(flat, **static, remember=True)
+    if isinstance(static["adjoint"], Forward):
+        return _stage_forward(wanted, flat, **static)
+    return _stage_back(wanted, flat, **static)
+
+
+def _stage_back(wanted, flat, run, adjoint, treedef):
+    """Run forwards, and prepare the way back."""
+    out, done = _forwards(flat, run, adjoint, treedef, remember=True)
+    program, memory, state, steps, watched, threads = done
 
     def pullback(cts):
-        program, memory, state, steps, watched, threads = done
         variables, ct_watched = _read_cotangents(run, cts, watched)
         with blas.pinned(threads):
-            found = backwards(program, memory, state, steps, variables, ct_watched)
+            if isinstance(adjoint, Implicit):
+                found = _pull_optimum(adjoint, program, state, cts, variables)
+            else:
+                found = backwards(program, memory, state, steps, variables, ct_watched)
         leaves = optree.tree_leaves(_cotangent_tree(run, program, found))
-        return [cast(np.asarray(leaves[i])[()], dtype_of(flat[i])) for i in wanted]
+        return _like(leaves, wanted, flat)
 
-    return tuple(out), pullback
+    return out, pullback
+
+
+def _like(leaves, wanted, flat):
+    return [cast(np.asarray(leaves[i])[()], dtype_of(flat[i])) for i in wanted]
+
+
+def _pull_optimum(adjoint, program, state, cts, variables):
+    run, parts = program.run, len(program.layout.shapes)
+    if any(ct is not None for ct in cts[parts:]):
+        raise MissingRule(
+            "Implicit() has the derivative of the final params alone, not that of the state or of "
+            "what was watched; pass adjoint=Reversible() or Stored()."
+        )
+    leaves = run.layout.leaves(state.variables["params"])
+    hyper = program.values.hyper
+    found = pull_optimum(adjoint, run, leaves, hyper, variables["params"])
+    return Cotangents(variables, program.optimizer_values, found)
+
+
+def _stage_forward(wanted, flat, run, adjoint, treedef):
+    """Run forwards with a tangent for each wanted number: that is the whole Jacobian."""
+    total = sum(prod(np.shape(flat[i])) for i in wanted)
+    _check_room(adjoint, run, total)
+    tangents, first, order = units(flat, wanted, _every(run))
+    values = Values(*optree.tree_unflatten(treedef, flat))
+    columns = Columns.of(optree.tree_unflatten(treedef, tangents), values, first)
+    with blas.pinned() as threads:
+        run.report.blas_threads = threads
+        state, watched, rows, slopes = ride_along(adjoint, run, values, columns)
+
+    def pullback(cts):
+        variables, ct_watched = _read_cotangents(run, cts, watched)
+        found = sum(rows[name] @ ct for name, ct in variables.items())
+        if ct_watched is not None:
+            found = found + slopes @ ct_watched
+        parts = scatter(found, order, flat, wanted)
+        return [cast(x[()], dtype_of(flat[i])) for x, i in zip(parts, wanted, strict=True)]
+
+    return _leaves_out(run, state, watched), pullback
+
+
+def _every(run):
+    """Per flat leaf, the PerStep's `every` or None."""
+    parts, variables = len(run.layout.shapes), run.outcome["warm"]
+    optimizer = {name: list(spread.every) for name, spread in run.spreads.items()}
+    tree = [[None] * parts, dict.fromkeys(variables, [None] * parts), optimizer]
+    return optree.tree_leaves([*tree, list(run.hyper_every)], none_is_leaf=True)
+
+
+def _check_room(adjoint, run, total):
+    each = 8 * run.layout.size * (1 + len(run.optimizer.variables)) + 8 * total
+    if each * total > bytes_of(adjoint.memory):
+        raise ValueError(
+            f"{adjoint!r} would carry {total} tangents, one per traced number, of {each} bytes "
+            f"each: {each * total / 1e6:,.0f} MB. Trace fewer numbers, pass Reversible() or "
+            "Checkpointed(20), whose cost does not depend on how many there are, or allow it: "
+            "Forward(memory=...)."
+        )
+
+
+def _youngest_push(flat):
+    """The Push trace that handles this call, or None."""
+    traces = [x.trace for x in flat if isinstance(x, Box)]
+    youngest = max(traces, key=lambda trace: trace.age, default=None)
+    return youngest if isinstance(youngest, Push) else None
+
+
+def _push_forward(*flat, run, adjoint, treedef):
+    """Forward mode: one column, the direction in which train was met."""
+    trace = _youngest_push(flat)
+    raw, tangents = zip(*map(trace.unwrap, flat), strict=True)
+    if any(isinstance(x, Box) for x in (*raw, *tangents)):
+        raise MissingRule(
+            f"{adjoint!r} has first derivatives only, and train met a second trace; pass "
+            "adjoint=Unrolled()."
+        )
+    values = Values(*optree.tree_unflatten(treedef, raw))
+    rows = [None if t is None else np.asarray(t, np.float64)[None] for t in tangents]
+    columns = Columns.of(optree.tree_unflatten(treedef, rows), values, np.zeros(1, int))
+    with blas.pinned() as threads:
+        run.report.blas_threads = threads
+        state, watched, found, slopes = ride_along(adjoint, run, values, columns)
+    moved = {name: run.layout.cast(x[0]) for name, x in found.items()}
+    t_out = optree.tree_leaves((moved.pop("params"), moved, slopes[0]))
+    pairs = zip(_leaves_out(run, state, watched), t_out, strict=True)
+    return tuple(trace.box(x, trace, t) for x, t in pairs)
 
 
 def _read_cotangents(run, cts, watched):
@@ -350,12 +439,32 @@ def _cotangent_tree(run, program, found):
     return [leaves("params"), warm, found.optimizer, found.hyper]
 
 
-def _refuse_forward_mode(flat, adjoint):
-    if any(isinstance(x, Box) and isinstance(x.trace, Push) for x in flat):
+def _refuse_pairs(adjoint, run, values, flat):
+    """What an adjoint has no derivative of, where it is known before training."""
+    if _youngest_push(flat) and not isinstance(adjoint, Forward):
         raise MissingRule(
             f"{adjoint!r} has derivatives in reverse mode only, and train met forward mode (jvp, "
-            "jacfwd, hvp, hessian); pass adjoint=Unrolled()."
+            "jacfwd, hvp, hessian); pass adjoint=Unrolled() or, for a first derivative, Forward()."
         )
+    if isinstance(adjoint, Implicit):
+        _refuse_under_implicit(run, values)
+
+
+def _refuse_under_implicit(run, values):
+    traced = {"the initial params": values.params}
+    traced |= {f"state[{name!r}]": leaves for name, leaves in values.warm.items()}
+    traced |= {f"{run.optimizer.name}({k}=...)": xs for k, xs in values.optimizer.items()}
+    moving = [
+        x for x, every in zip(values.hyper, run.hyper_every, strict=True) if every is not None
+    ]
+    traced["per_step in hyper"] = moving
+    for name, leaves in traced.items():
+        if any(isinstance(x, Box) for x in leaves):
+            raise TypeError(
+                f"Implicit() has derivatives with respect to hyper alone, and {name} is traced: "
+                "the optimum does not depend on it. Pass stop_gradient of it, or, for the "
+                "derivative of the run itself, adjoint=Reversible() or Checkpointed(20)."
+            )
 
 
 _train = Primitive("train", _run, stage=_stage, many=True)

@@ -300,7 +300,7 @@ def _answers(found, likes, given):
     """
     taken, answers = {id(_owner(x)) for x in given}, []
     for x, like in zip(found, likes, strict=True):
-        x = zeros_like(like) if x is None else _in_kind(x, like)
+        x = zeros_like(like) if x is None else in_kind(x, like)
         value = plain(x)
         if isinstance(value, np.ndarray) and (id(_owner(x)) in taken or not value.flags.writeable):
             x = np.copy(x)
@@ -309,7 +309,7 @@ def _answers(found, likes, given):
     return answers
 
 
-def _in_kind(x, like):
+def in_kind(x, like):
     """A number as a Python float, a NumPy scalar or an array of no axis, as `like` is."""
     value, like = plain(x), plain(like)
     known = isinstance(value, _NUMBERS) and isinstance(like, _NUMBERS)
@@ -342,7 +342,7 @@ def _basis(leaves, i):
 
 def _of_argument(blocks, x):
     """Blocks of a Jacobian with the dtype of the argument, and its kind where they are numbers."""
-    return optree.tree_map(lambda b: _in_kind(cast(b, dtype_of(x)), x), blocks)
+    return optree.tree_map(lambda b: in_kind(cast(b, dtype_of(x)), x), blocks)
 
 
 def _stack_trees(trees, like, axis, shape):

@@ -30,7 +30,7 @@ from revgrad.testing import check_reversible, planted_fault
 
 STEPS = 7
 OPTIMIZERS = (rg.Momentum, rg.HeavyBall, rg.Adam)
-BACK = (rg.Reversible(), rg.Stored())
+BACK = (rg.Reversible(), rg.Stored(), rg.Checkpointed(3))
 
 
 def as_it_is(x):
@@ -133,10 +133,10 @@ def snapped(start):
 @pytest.mark.parametrize("kind", ["float64", "float32", "mixed"])
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("make", OPTIMIZERS)
-def test_reversible_and_stored_agree_bit_for_bit(make, name, kind):
+def test_reversible_stored_and_checkpointed_agree_bit_for_bit(make, name, kind):
     start, answer = problem(make, name, kind)
     found = [pulled(answer, adjoint, start) for adjoint in BACK]
-    assert bits(found[0]) == bits(found[1])
+    assert bits(found[0]) == bits(found[1]) == bits(found[2])
     assert all(np.any(ct) for ct in optree.tree_leaves(found[0][1]["optimizer"]))
     for x, ct in zip(optree.tree_leaves(start), optree.tree_leaves(found[0][1]), strict=True):
         assert np.shape(x) == np.shape(ct) and np.result_type(x) == np.result_type(ct)
@@ -149,13 +149,14 @@ def test_with_one_bignum_per_weight_too(make):
         [pulled(answer, a, start, arithmetic=rg.FixedPoint(buffer=b)) for a in BACK]
         for b in ("words", "bignum")
     )
-    assert bits(one[0]) == bits(one[1]) and bits(other[0]) == bits(other[1])
+    assert bits(one[0]) == bits(one[1]) == bits(one[2])
+    assert bits(other[0]) == bits(other[1]) == bits(other[2])
     assert bits(one[0]) != bits(other[0])  # other digits, so other low bits
     assert distance(one[0], other[0]) < 1e-9
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS)
-@pytest.mark.parametrize("adjoint", [*BACK, rg.Unrolled()], ids=repr)
+@pytest.mark.parametrize("adjoint", [*BACK, rg.Forward(), rg.Truncated(3), rg.Unrolled()], ids=repr)
 def test_tracing_changes_no_bit(make, adjoint):
     start, answer = problem(make, "per layer", "float32")
     out, pullback = rg.vjp(lambda now: answer(adjoint, now), start)
@@ -219,8 +220,10 @@ def test_other_statement_lists(texts):
         return rg.train(loss, now["params"], optimizer, batches, hyper=hyper_of(), adjoint=adjoint)
 
     found = [pulled(answer, adjoint, start) for adjoint in (*BACK, rg.Unrolled())]
-    assert bits(found[0]) == bits(found[1])
-    assert distance(found[0], found[2]) < 1e-9
+    assert bits(found[0]) == bits(found[1]) == bits(found[2])
+    assert distance(found[0], found[3]) < 1e-9
+    forward = pulled(answer, rg.Forward(), start)
+    assert bits(forward[0]) == bits(found[0][0]) and distance(forward, found[0]) < 1e-9
 
 
 @settings(max_examples=max(10, settings.default.max_examples // 4))
@@ -259,10 +262,19 @@ def test_what_cannot_be_undone_is_refused_by_reversible_and_right_with_stored(te
         batches = batches_of(STEPS)
         return rg.train(loss, now["params"], optimizer, batches, hyper=hyper_of(), adjoint=adjoint)
 
-    with pytest.raises(TypeError, match=r"^Reversible\(\) cannot undo Drawn: .*adjoint=Stored\(\)"):
+    with pytest.raises(
+        TypeError, match=r"^Reversible\(\) cannot undo Drawn: .*adjoint=Checkpointed\(20\)"
+    ):
         answer(rg.Reversible(), start)
     stored, in_floats = (pulled(answer, adjoint, start) for adjoint in (rg.Stored(), rg.Unrolled()))
     assert bits(pulled(answer, "auto", start)) == bits(stored)
+    assert bits(pulled(answer, rg.Checkpointed(2), start)) == bits(stored)
+    assert (
+        distance(
+            pulled(answer, rg.Forward(), start)[1]["optimizer"]["c"], stored[1]["optimizer"]["c"]
+        )
+        < 1e-9
+    )
     assert np.all(in_floats[1]["optimizer"]["c"] != 0)
     assert np.max(np.abs(flat(stored) - flat(in_floats))) < 1e-9
 
@@ -308,7 +320,7 @@ def test_difference_quotients_of_unrolled(make):
         assert slope == pytest.approx(quotient, rel=1e-5)
 
 
-@pytest.mark.parametrize("adjoint", [*BACK, rg.Unrolled()], ids=repr)
+@pytest.mark.parametrize("adjoint", [*BACK, rg.Forward(), rg.Unrolled()], ids=repr)
 @pytest.mark.parametrize("make", OPTIMIZERS)
 def test_with_learning_rate_0_the_derivative_passes_through(make, adjoint):
     params = params_of()
@@ -537,14 +549,14 @@ def watching(h, adjoint, watch=None):
     return np.mean(watched)
 
 
-@pytest.mark.parametrize("adjoint", [*BACK, rg.Unrolled()], ids=repr)
+@pytest.mark.parametrize("adjoint", [*BACK, rg.Forward(), rg.Unrolled()], ids=repr)
 def test_mean_loss_over_training_has_a_derivative(adjoint):
     h, f = np.array([0.3, 0.02, 0.1]), partial(watching, adjoint=adjoint)
     quotient = [(f(h + e) - f(h - e)) / 2e-5 for e in 1e-5 * np.eye(3)]
     np.testing.assert_allclose(rg.grad(f)(h), quotient, rtol=1e-6)
 
 
-@pytest.mark.parametrize("adjoint", [*BACK, rg.Unrolled()], ids=repr)
+@pytest.mark.parametrize("adjoint", [*BACK, rg.Forward(), rg.Truncated(2), rg.Unrolled()], ids=repr)
 def test_watch_sees_the_params_before_each_step(adjoint):
     report, h = rg.Report(), np.array([0.3, 0.02, 0.1])
     hyper = {"l2": {"hidden": h[1], "out": h[1] * np.ones(4)}, "shift": h[2]}
@@ -557,15 +569,13 @@ def test_watch_sees_the_params_before_each_step(adjoint):
 
     trained, watched = run(batches_of(STEPS), watch=watch, return_watched=True, report=report)
     assert watched.tolist() == report.watched == [2.0 * t for t in range(STEPS)]
-    if adjoint == rg.Unrolled():
-        assert bits(seen.pop(0)) == bits(seen[0])  # a look at what watch is like
     assert [t for t, _ in seen] == [*range(STEPS)]
     for t, params in seen:
         assert bits(params) == bits(run(batches_of(STEPS), steps=t))
     assert bits(trained) == bits(run(batches_of(STEPS)))
 
 
-@pytest.mark.parametrize("adjoint", [*BACK, rg.Unrolled()], ids=repr)
+@pytest.mark.parametrize("adjoint", [*BACK, rg.Forward(), rg.Truncated(2), rg.Unrolled()], ids=repr)
 def test_a_watch_nobody_differentiates_needs_no_derivative(adjoint):
     def hyperloss(h, watch):
         return validation_loss(rg.train(
@@ -673,7 +683,7 @@ def test_only_reversible_says_that_it_returned_exactly(adjoint):
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS)
-@pytest.mark.parametrize("adjoint", [*BACK, rg.Unrolled()], ids=repr)
+@pytest.mark.parametrize("adjoint", [*BACK, rg.Forward(), rg.Unrolled()], ids=repr)
 def test_weights_without_a_gradient_do_no_harm(make, adjoint):
     def half(params, hyper, batch):
         return np.sum(hyper * params * np.array([1.0, 0.0, 1.0, 0.0]) * batch)
@@ -690,6 +700,157 @@ def test_weights_without_a_gradient_do_no_harm(make, adjoint):
     assert all(np.all(np.isfinite(x)) for x in optree.tree_leaves(ct))
     np.testing.assert_allclose(out[1::2], 1, rtol=0, atol=1e-8)
     assert np.all(out[::2] != 1) and np.all(ct["params"] == 1)
+
+
+# Forward: tangents ride along.
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "mixed"])
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_forward_agrees(make, name, kind):
+    start, answer = problem(make, name, kind)
+    (out, back), (ahead, forward) = (pulled(answer, a, start) for a in (BACK[0], rg.Forward()))
+    assert bits(out) == bits(ahead)
+    assert distance(forward, back) < (1e-9 if kind == "float64" else 1e-4)
+    for x, ct in zip(optree.tree_leaves(start), optree.tree_leaves(forward), strict=True):
+        assert np.shape(x) == np.shape(ct) and np.result_type(x) == np.result_type(ct)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_forward_mode_agrees(make, name):
+    start, answer = problem(make, name)
+    tangent = optree.tree_map(
+        lambda x: np.sin(np.ones(np.shape(x)).cumsum()).reshape(np.shape(x)) * x, start
+    )
+    out, t_out = rg.jvp(partial(answer, rg.Forward()), (start,), (tangent,))
+    back_out, ct = pulled(answer, BACK[0], start)
+    assert bits(out) == bits(back_out)
+    pushed = flat(t_out) @ flat(cotangents_like(out))
+    assert pushed == pytest.approx(flat(ct) @ flat(tangent), rel=1e-9)
+
+
+def test_forward_carries_only_what_is_traced_and_frees_no_row_too_early():
+    start, answer = problem(rg.Momentum, "per step and layer")
+    _, every = pulled(answer, BACK[0], start)
+    for name in start:
+        only = lambda part, name=name: answer(rg.Forward(), start | {name: part})
+        out, pullback = rg.vjp(only, start[name])
+        assert distance(pullback(cotangents_like(out))[0], every[name]) < 1e-9
+
+
+def test_jacfwd_and_jacrev_agree_on_several_outputs():
+    def losses(h, adjoint):
+        hyper = {"l2": {"hidden": h[1], "out": h[1] * np.ones(4)}, "shift": h[2]}
+        trained = rg.train(
+            loss, params_of(), rg.Momentum(h[0]), batches_of(STEPS), hyper=hyper, adjoint=adjoint
+        )
+        return np.stack([loss(trained, hyper, batch) for batch in batches_of(3, seed=3)])
+
+    h = np.array([0.05, 0.02, 0.1])
+    jacobian = rg.jacfwd(partial(losses, adjoint="auto"))(h)
+    np.testing.assert_allclose(jacobian, rg.jacrev(partial(losses, adjoint="auto"))(h), rtol=1e-9)
+    for adjoint in (rg.Forward(), rg.Stored(), rg.Checkpointed(2)):
+        np.testing.assert_allclose(
+            jacobian, rg.jacrev(partial(losses, adjoint=adjoint))(h), rtol=1e-9
+        )
+
+
+@pytest.mark.parametrize("derivative", HIGHER.values(), ids=HIGHER)
+def test_forward_refuses_second_derivatives(derivative):
+    hyperloss, h = small(rg.Forward())
+    if derivative in (HIGHER["jvp"], rg.jacfwd):
+        derivative(hyperloss)(h)
+        return
+    with pytest.raises(rg.MissingRule, match=r"pass adjoint=Unrolled\(\)"):
+        derivative(hyperloss)(h)
+
+
+@pytest.mark.parametrize("derivative", HIGHER.values(), ids=HIGHER)
+def test_auto_takes_every_derivative(derivative):
+    auto, h = small("auto")
+    unrolled, _ = small(rg.Unrolled())
+    found, expected = derivative(auto)(h), derivative(unrolled)(h)
+    np.testing.assert_allclose(flat(found), flat(expected), rtol=1e-9)
+
+
+def test_too_many_tangents_are_refused_with_advice():
+    hyperloss, h = small(rg.Forward(memory=500))
+    message = (
+        r"^Forward\(memory=500\) would carry 7 tangents, one per traced number, of .*Reversible"
+    )
+    with pytest.raises(ValueError, match=message):
+        rg.grad(hyperloss)(h)
+    hyperloss(h)
+
+
+# Truncated: the last steps alone.
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_a_truncation_longer_than_the_run_is_none(make):
+    start, answer = problem(make, "per step and layer")
+    whole = pulled(answer, BACK[0], start)
+    assert bits(pulled(answer, rg.Truncated(STEPS), start)) == bits(whole)
+    assert bits(pulled(answer, rg.Truncated(10**9), start)) == bits(whole)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_truncated_is_the_derivative_of_the_last_steps_from_where_they_began(make):
+    k = 3
+    start, answer = problem(make, "per step")
+    out, found = pulled(answer, rg.Truncated(k), start)
+    assert bits(out) == bits(pulled(answer, BACK[0], start)[0])
+    assert not any(np.any(x) for x in optree.tree_leaves((found["params"], found["state"])))
+    for x in found["optimizer"].values():
+        assert not np.any(x[: STEPS - k]) and np.all(x[STEPS - k :])
+    # the same steps with each derivative of an earlier one taken away
+    rows = rg.per_step(np.arange(STEPS) >= STEPS - k)
+    cut = start | {"optimizer": {k: rg.stop_gradient(x) for k, x in start["optimizer"].items()}}
+    assert cut and rows
+    whole = pulled(answer, BACK[0], start)[1]
+    last = found["optimizer"]["learning_rate"][-1], whole["optimizer"]["learning_rate"][-1]
+    assert last[0] == last[1]
+
+
+def test_truncated_after_an_early_stop():
+    def stop(step, metrics):
+        if step == 4:
+            raise rg.StopRun
+
+    def answer(rates, adjoint):
+        return rg.train(
+            loss, params_of(), rg.Momentum(rg.per_step(rates)), batches_of(STEPS),
+            hyper=hyper_of(), adjoint=adjoint, callback=stop,
+        )  # fmt: skip
+
+    rates = np.linspace(0.1, 0.2, STEPS)
+    ct = [
+        rg.grad(lambda r, a=a: validation_loss(answer(r, a)))(rates)
+        for a in (rg.Truncated(2), BACK[0])
+    ]
+    assert ct[0].tolist() == [0, 0, 0, *ct[1][3:5], 0, 0]
+
+
+def test_data_have_a_derivative_through_hyper():
+    x, y = (np.stack(part) for part in zip(*batches_of(4), strict=True))
+
+    def hyperloss(data, adjoint):
+        def data_loss(params, data, t):
+            return loss(params, hyper_of(), (data["x"][t], data["y"][t]))
+
+        trained = rg.train(
+            data_loss, params_of(), rg.Momentum(0.1), lambda t: t % 4, steps=STEPS, hyper=data,
+            adjoint=adjoint,
+        )  # fmt: skip
+        return validation_loss(trained)
+
+    data = {"x": x, "y": y}
+    found = [rg.grad(hyperloss)(data, a) for a in BACK]
+    assert bits(found[0]) == bits(found[1]) == bits(found[2])
+    for adjoint in (rg.Forward(), rg.Unrolled()):
+        assert distance(rg.grad(hyperloss)(data, adjoint), found[0]) < 1e-9
 
 
 # Planted faults in the pull-back: the bits agree, so numbers must tell.

@@ -37,7 +37,13 @@ MIDDLE = (
     "step",
     "snapshots",
     "program",
+    "memories",
+    "implicit",
     "adjoints",
+    "choice",
+    "sweeps",
+    "unrolled",
+    "tangents",
     "train",
 )
 TOP = ("constraints", "online", "outer", "diagnose", "nn", "data", "interop", "plots")
