@@ -308,10 +308,10 @@ class InformationBuffer:
         tail = self._tail
         for start in reversed(range(0, len(x), CHUNK)):
             part = slice(start, start + CHUNK)
-            n, d = _digits(ratio, part)
+            ratios = _columns(ratio, part, x)
             (tail.borrow if lend else tail.require)(len(x[part]))
             try:
-                tail.count = kernel.divide(x[part], heads[part], n, d, tail.open, tail.count)
+                tail.count = kernel.divide_by(x[part], heads[part], ratios, tail.open, tail.count)
             except Stuck as error:
                 self._advance(x, heads, ratio, start + CHUNK)
                 raise empty_buffer(start + error.index) from None
@@ -325,9 +325,9 @@ class InformationBuffer:
             return
         for start in range(first, len(x), CHUNK):
             part = slice(start, start + CHUNK)
-            n, d = _digits(ratio, part)
+            ratios = _columns(ratio, part, x)
             tail.reserve(len(x[part]))
-            self.take_back(kernel.multiply(x[part], heads[part], n, d, tail.open, tail.count))
+            self.take_back(kernel.multiply_by(x[part], heads[part], ratios, tail.open, tail.count))
 
     def _advance_in_threads(self, x: Int64s, heads: Heads, ratio: Ratio) -> bool:
         """Multiply spans at once and put their words down in order; False for small vectors."""
@@ -337,7 +337,7 @@ class InformationBuffer:
 
         def multiply(part: slice) -> npt.NDArray[np.uint16]:
             words = np.empty(len(x[part]), np.uint16)
-            count = kernel.multiply(x[part], heads[part], *_digits(ratio, part), words, 0)
+            count = kernel.multiply_by(x[part], heads[part], _columns(ratio, part, x), words, 0)
             return words[:count]
 
         for words in _at_once(multiply, spans):
@@ -354,7 +354,7 @@ class InformationBuffer:
         spans = _spans(len(x))
         if len(spans) < 2:
             return False
-        count = lambda part: kernel.count_pops(x[part], heads[part], *_digits(ratio, part))
+        count = lambda part: kernel.count_pops_by(x[part], heads[part], _columns(ratio, part, x))
         ends = np.cumsum(_at_once(count, spans)).tolist()
         if ends[-1] > self._tail.segments * SEALED + self._tail.count:
             return False
@@ -364,7 +364,7 @@ class InformationBuffer:
             part, lo, hi = job
             mine = words[lo:hi]
             try:
-                kernel.divide(x[part], heads[part], *_digits(ratio, part), mine, hi - lo)
+                kernel.divide_by(x[part], heads[part], _columns(ratio, part, x), mine, hi - lo)
             except Stuck:
                 return False
             return True
@@ -375,7 +375,7 @@ class InformationBuffer:
             return True
         for part in (span for span, good in zip(spans, done, strict=True) if good):
             again = np.empty(len(x[part]), np.uint16)
-            kernel.multiply(x[part], heads[part], *_digits(ratio, part), again, 0)
+            kernel.multiply_by(x[part], heads[part], _columns(ratio, part, x), again, 0)
         self._tail.push(words)
         return False
 
@@ -720,10 +720,10 @@ def _at(ratio: Ratio, index: int) -> tuple[int, int]:
     return int(ratio.n[index]), int(ratio.d[index])
 
 
-def _digits(ratio: Ratio, part: slice) -> tuple[Any, Any]:
-    """n and d for a part of the vector."""
-    n, d = ratio.columns
-    return n if isinstance(n, int) else n[part], d if isinstance(d, int) else d[part]
+def _columns(ratio: Ratio, part: slice, x: Int64s) -> Any:
+    """The kernel's ratios for a part of x."""
+    lo, hi, _ = part.indices(len(x))
+    return ratio.columns.part(lo, hi)
 
 
 # Threads: a vector is cut into as many spans, whose words are put down in index order.

@@ -347,8 +347,7 @@ class _Bound:
                 self.arrays[name] = array
         for k, name in enumerate(self.plan.scaled):
             if self.ratios[k] is not ratios[name]:
-                n, d = ratios[name].columns
-                self.kernel.buffer(k, self.buffers[k].heads, kernel.Ratios(n, d, self.step.size))
+                self.kernel.buffer(k, self.buffers[k].heads, ratios[name].columns)
                 self.ratios[k] = ratios[name]
 
     def run(self, lo: int, hi: int) -> Any:

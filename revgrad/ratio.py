@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from revgrad._ext.reference import D_MAX, WORD, usable
+from revgrad._ext import kernel
+from revgrad._ext.reference import D_MAX, usable
 from revgrad.errors import RatioRefused
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
@@ -39,7 +40,9 @@ class Ratio:
     n: Any
     d: Any
     narrow: bool = field(init=False, repr=False)
-    _columns: list[tuple[Any, Any]] = field(init=False, repr=False, default_factory=list)
+    _order: tuple[bool, bool] = field(init=False, repr=False)  # whether some n < d, some n > d
+    _columns: list[Any] = field(init=False, repr=False, default_factory=list)
+    _values: list[Any] = field(init=False, repr=False, default_factory=list)
     _parts: list[tuple[Ratio | None, Ratio | None]] = field(
         init=False, repr=False, default_factory=list
     )
@@ -49,18 +52,21 @@ class Ratio:
             n, d = _frozen(self.n), _frozen(self.d)
             if n.shape != d.shape:
                 raise ValueError(f"shapes {n.shape} of n and {d.shape} of d; pass equal ones.")
-            # d <= n * WORD, written without a product that could leave int64
-            narrow = bool(np.all((n <= d) & (d <= D_MAX) & ((d - 1) // WORD < n)))
-            self._set(n, d, bool(np.all((n >= 1) & (d >= 1))), narrow)
+            self._set(n, d, *kernel.compare(n.reshape(-1), d.reshape(-1)))
         else:
-            whole_n, whole_d = _whole(self.n), _whole(self.d)
-            self._set(whole_n, whole_d, whole_n >= 1 <= whole_d, usable(whole_n, whole_d))
+            one_n, one_d = _whole(self.n), _whole(self.d)
+            narrow = usable(one_n, one_d)
+            self._set(one_n, one_d, one_n >= 1 <= one_d, narrow, one_n < one_d, one_n > one_d)
 
-    def _set(self, n: Any, d: Any, positive: bool, narrow: bool) -> None:
+    def _set(self, n: Any, d: Any, positive: bool, narrow: bool, less: bool, more: bool) -> None:
         if not positive:
             raise RatioRefused(f"ratio {n}/{d}: n and d must be at least 1; {TAKES_ANY}.")
-        for name, content in (("n", n), ("d", d), ("narrow", narrow)):
-            object.__setattr__(self, name, content)
+        content = {"n": n, "d": d, "narrow": narrow, "_order": (less, more)}
+        for name, value in content.items():
+            object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> Any:
+        return Ratio, (self.n, self.d)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Ratio):
@@ -71,13 +77,14 @@ class Ratio:
         return hash((self.n, self.d))  # arrays have no hash, and say so
 
     @property
-    def columns(self) -> tuple[Any, Any]:
-        """n and d as the kernel reads them fastest: uint32, and one integer where all are equal.
+    def columns(self) -> Any:
+        """The kernel's Ratios: n and d as it reads them fastest, checked and copied once.
 
-        Requires narrow. Made once.
+        Requires narrow.
         """
         if not self._columns:
-            self._columns.append((_column(self.n), _column(self.d)))
+            n, d = (k if isinstance(k, int) else k.reshape(-1) for k in (self.n, self.d))
+            self._columns.append(kernel.Ratios(n, d, np.size(n)))
         return self._columns[0]
 
     @property
@@ -91,14 +98,13 @@ class Ratio:
         return self._parts[0]
 
     def _split(self) -> tuple[Ratio | None, Ratio | None]:
-        n, d = self.n, self.d
-        if isinstance(n, int):
-            down, up = (self, None) if n <= d else (None, self.inverse)
-            down = None if n == d else down
+        n, d, (less, more) = self.n, self.d, self._order
+        if not (less and more):
+            down, up = self if less else None, self.inverse if more else None
         else:
             rises = n > d
-            down = None if (n >= d).all() else Ratio(np.where(rises, 1, n), np.where(rises, 1, d))
-            up = Ratio(np.where(rises, d, 1), np.where(rises, n, 1)) if rises.any() else None
+            down = Ratio(np.where(rises, 1, n), np.where(rises, 1, d))
+            up = Ratio(np.where(rises, d, 1), np.where(rises, n, 1))
         if not all(part is None or part.narrow for part in (down, up)):
             raise RatioRefused(
                 "a ratio is below 2**-16 or above 2**16, or has n or d > 2**24, which the heads of "
@@ -109,7 +115,12 @@ class Ratio:
     @property
     def value(self) -> Any:
         """n/d in float64, of the shape of n: the factor that every statement should read."""
-        return self.n / self.d
+        if not self._values:
+            value = self.n / self.d
+            if np.ndim(value):
+                value.setflags(write=False)
+            self._values.append(value)
+        return self._values[0]
 
     @property
     def inverse(self) -> Ratio:
@@ -142,14 +153,6 @@ class Ratio:
         distinct, where = np.unique(values, return_inverse=True)
         n, d = _snap(distinct, rounding)
         return cls(n[where].reshape(values.shape), d[where].reshape(values.shape))
-
-
-def _column(digits: Any) -> Any:
-    if isinstance(digits, int):
-        return digits
-    if digits.size and (digits == digits.flat[0]).all():
-        return int(digits.flat[0])
-    return digits.astype(np.uint32).reshape(-1)
 
 
 def _whole(digits: Any) -> int:

@@ -743,11 +743,11 @@ def test_a_planted_waste_is_caught_by_the_slope():
 
 
 def test_a_planted_fault_in_the_kernel_is_caught_by_the_round_trip():
-    def forgets_a_spill(x, heads, n, d, words, count):
-        return max(kernel.multiply(x, heads, n, d, words, count) - 1, 0)
+    def forgets_a_spill(x, heads, ratios, words, count):
+        return max(kernel.multiply_by(x, heads, ratios, words, count) - 1, 0)
 
     planted = mock.Mock(wraps=kernel)
-    planted.multiply = forgets_a_spill
+    planted.multiply_by = forgets_a_spill
     with mock.patch.object(module, "kernel", planted), pytest.raises((AssertionError, BufferEmpty)):
         check_round_trip(InformationBuffer(20), large_vector(20), [Ratio(1, 1000)] * 20)
 

@@ -1,6 +1,7 @@
 """One multiply and its undo: exact, the same in all twins, and a checker that catches faults."""
 
 import ctypes
+import itertools
 import math
 import os
 import shutil
@@ -304,6 +305,52 @@ def test_twins_agree_over_many_steps(size):
     for _ in range(3):
         check_twins(exact, reference, list(zip(x, h, zip(n, d, strict=True), strict=True)))
         exact.multiply(x, h, n, d, np.empty(size, np.uint16), 0)
+
+
+@COMPILED
+def test_ratios_of_several_kinds_serve_parts_alike(compiled):
+    """Runs of d = 2**16, a few other d among them, d above 2**18: as whole and in odd parts."""
+    size, rng = 9000, np.random.default_rng(0)
+    d = np.full(size, 65536)
+    d[[2047, 2048, 4100]] = 10, 65535, 65537
+    d[6200:6300] = D_MAX
+    n = np.maximum(d * 9 // 10, 1)
+    x, h = rng.integers(INT64_MIN, INT64_MAX, size), np.full(size, LOW * WORD - 1, np.uint32)
+    wanted, made = (x.copy(), h.copy()), (x.copy(), h.copy())
+    stack, mine = (np.zeros(size, np.uint16) for _ in range(2))
+    count = reference.multiply(*wanted, n, d, stack, 0)
+    ratios, cuts, counts = exact.Ratios(n, d, size), [0, 1, 2049, 2050, 6250, 8999, size], [0]
+    for lo, hi in itertools.pairwise(cuts):
+        part = (made[0][lo:hi], made[1][lo:hi], ratios.part(lo, hi))
+        assert compiled.count_pops_by(*part) == reference.count_pops(*part[:2], n[lo:hi], d[lo:hi])
+        counts.append(compiled.multiply_by(*part, mine, counts[-1]))
+    assert counts[-1] == count and np.array_equal(mine[:count], stack[:count])
+    assert all(np.array_equal(a, b) for a, b in zip(made, wanted, strict=True))
+    assert compiled.divide_by(*made, ratios, mine, count) == 0
+    assert np.array_equal(made[0], x) and np.array_equal(made[1], h)
+    with pytest.raises(ValueError, match="ratios 8999 to 9001 of 9000"):
+        ratios.part(8999, 9001)
+    with pytest.raises(ValueError):
+        compiled.multiply_by(*made, ratios.part(0, 5), mine, 0)
+
+
+digits = st.one_of(int64s, st.integers(-2, 5), st.integers(1, 2 * D_MAX))
+
+
+@given(st.lists(st.tuples(digits, digits), min_size=1, max_size=9))
+@example([(INT64_MIN, -1)])
+@example([(2**48, 2**20)])
+def test_twins_refuse_the_same_columns(pairs):
+    n, d = (np.array(k, np.int64) for k in zip(*pairs, strict=True))
+    assert exact.compare(n, d) == reference.compare(n, d)
+    usable = all(reference.usable(*pair) for pair in pairs)
+    assert exact.compare(n, d)[1] == usable
+    for kernel in (exact, reference):
+        if usable:
+            kernel.Ratios(n, d, len(n))
+        else:
+            with pytest.raises(RatioRefused):
+                kernel.Ratios(n, d, len(n))
 
 
 @KERNELS

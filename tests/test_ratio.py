@@ -225,6 +225,16 @@ def test_a_ratio_cannot_be_changed():
         hash(ratio)
 
 
+def test_columns_are_made_once_and_a_copy_makes_its_own():
+    ratio = Ratio.of(np.array([0.9, 0.25]))
+    assert ratio.columns is ratio.columns and ratio.parts[0] is ratio
+    assert ratio.value is ratio.value and not ratio.value.flags.writeable
+    twin = pickle.loads(pickle.dumps(ratio))
+    assert twin == ratio and twin.columns is not ratio.columns
+    whole = Ratio(np.array([3, 4]), np.array([3, 4]))
+    assert whole.parts == (None, None) and Ratio(7, 7).parts == (None, None)
+
+
 @pytest.mark.parametrize(
     ("n", "d", "narrow"),
     [

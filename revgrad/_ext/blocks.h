@@ -167,8 +167,8 @@ INLINE int64_t NAME(divide_vectors)(int64_t *x, uint32_t *heads, columns c, int6
 
 #endif /* LANES */
 
-static int64_t NAME(multiply)(int64_t *x, uint32_t *heads, columns c, int64_t size,
-                              uint16_t *words, int64_t count)
+INLINE int64_t NAME(multiply_alike)(int64_t *x, uint32_t *heads, columns c, int64_t size,
+                                    uint16_t *words, int64_t count)
 {
     ratio_divisor n = divisor_at(c.n, c.n_many), d = divisor_at(c.d, c.d_many);
     int64_t i = 0;
@@ -186,8 +186,21 @@ static int64_t NAME(multiply)(int64_t *x, uint32_t *heads, columns c, int64_t si
     return count;
 }
 
-static int64_t NAME(divide)(int64_t *x, uint32_t *heads, columns c, int64_t size,
-                            const uint16_t *words, int64_t count, int64_t *failed)
+static int64_t NAME(multiply)(int64_t *x, uint32_t *heads, columns c, int64_t size,
+                              uint16_t *words, int64_t count)
+{
+    int64_t lo, hi;
+    for (lo = 0; lo < size; lo = hi) {
+        columns part;
+        hi = size;
+        part = columns_alike(c, &lo, &hi, 1);
+        count = NAME(multiply_alike)(x + lo, heads + lo, part, hi - lo, words, count);
+    }
+    return count;
+}
+
+INLINE int64_t NAME(divide_alike)(int64_t *x, uint32_t *heads, columns c, int64_t size,
+                                  const uint16_t *words, int64_t count, int64_t *failed)
 {
     ratio_divisor n = divisor_at(c.n, c.n_many), d = divisor_at(c.d, c.d_many);
     int64_t i = size, now;
@@ -208,6 +221,22 @@ static int64_t NAME(divide)(int64_t *x, uint32_t *heads, columns c, int64_t size
         i--;
     }
     *failed = i - 1;
+    return count;
+}
+
+static int64_t NAME(divide)(int64_t *x, uint32_t *heads, columns c, int64_t size,
+                            const uint16_t *words, int64_t count, int64_t *failed)
+{
+    int64_t lo, hi;
+    *failed = -1;
+    for (hi = size; hi > 0 && *failed < 0; hi = lo) {
+        columns part;
+        lo = 0;
+        part = columns_alike(c, &lo, &hi, 0);
+        count = NAME(divide_alike)(x + lo, heads + lo, part, hi - lo, words, count, failed);
+        if (*failed >= 0)
+            *failed += lo;
+    }
     return count;
 }
 
@@ -400,9 +429,7 @@ INLINE int64_t NAME(fused_op)(const fused_program *p, const fused_operation *o, 
         return FUSED_SOMEWHERE;
     case FUSED_SCALE:
     case FUSED_UNSCALE:
-        c = b->c;
-        c.n += c.n_many ? lo : 0;
-        c.d += c.d_many ? lo : 0;
+        c = columns_from(b->c, lo);
         if (o->op == FUSED_SCALE) {
             b->count = NAME(multiply)(v->x + lo, b->heads + lo, c, size, b->words, b->count);
             return -1;
@@ -412,10 +439,9 @@ INLINE int64_t NAME(fused_op)(const fused_program *p, const fused_operation *o, 
             b->count = count;
             return -1;
         }
-        c.n += c.n_many ? failed + 1 : 0;
-        c.d += c.d_many ? failed + 1 : 0;
         failed++; /* multiplied again, they spill words that are still on the stack */
-        NAME(multiply)(v->x + lo + failed, b->heads + lo + failed, c, size - failed, p->spare, 0);
+        NAME(multiply)(v->x + lo + failed, b->heads + lo + failed, columns_from(c, failed),
+                       size - failed, p->spare, 0);
         return lo + failed - 1;
     default:
         NAME(real_op)(o->op, p->registers + o->out * FUSED_BLOCK, in[0], step[0], in[1], step[1],

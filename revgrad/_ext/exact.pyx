@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
 from revgrad._ext.reference import check_count, check_ratio, check_sizes, empty_buffer
 
@@ -20,7 +20,11 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct columns:
         const uint32_t *n
         const uint32_t *d
+        const uint8_t *kinds
+        int64_t offset
         int n_many, d_many, usual, small
+    int KINDS
+    columns columns_from(columns c, int64_t lo) noexcept
     int FROM_DOUBLES, FROM_FLOATS
     ctypedef struct real_source:
         const void *at
@@ -65,8 +69,10 @@ cdef extern from "kernels.h" nogil:
     const char *COMPILED_BY
     int KERNEL_TABLES
     int kernel_runs(int k) noexcept
-    int64_t first_unusable(columns c, int64_t size) noexcept
-    void finish_columns(columns *c, int64_t size) noexcept
+    int64_t fill_columns(const int64_t *n, const int64_t *d, uint32_t *n_to, uint32_t *d_to,
+                         int64_t size) noexcept
+    int compare_columns(const int64_t *n, const int64_t *d, int64_t size) noexcept
+    void finish_columns(columns *c, int64_t size, uint8_t *kinds) noexcept
     int64_t count_pops_in "count_pops"(const int64_t *x, const uint32_t *heads, columns c,
                                        int64_t size) noexcept
 
@@ -96,54 +102,83 @@ instruction_set(os.environ.get("REVGRAD_ISA") or list(instruction_sets()).pop())
 
 
 cdef class Ratios:
-    """Numerators and denominators, checked: one of each, or one per element (uint32)."""
+    """Numerators and denominators, checked once: one of each, or one per element (as uint32).
+
+    n, d: integers, or int64 or uint32 vectors, which are gone through chunk by chunk.
+    """
 
     cdef columns c
-    cdef const uint32_t[::1] n_many, d_many
+    cdef readonly Py_ssize_t size  # 0 where one of each serves any number of elements
+    cdef object held  # the vectors
     cdef uint32_t n_one, d_one
 
-    def __cinit__(self, n, d, Py_ssize_t size):
+    def __cinit__(self):
+        self.c.n, self.c.d = &self.n_one, &self.d_one
+
+    def __init__(self, n, d, Py_ssize_t size):
         for digits in (n, d):
             if getattr(digits, "ndim", 0):
                 check_sizes(size, len(digits))
-        self.c.n_many, self.c.d_many = getattr(n, "ndim", 0), getattr(d, "ndim", 0)
-        if not (is_column(n) and is_column(d)):
+        if not (getattr(n, "ndim", 0) or getattr(d, "ndim", 0)):
             check_ratio(n, d, size)
-        if self.c.n_many:
-            self.n_many = np.ascontiguousarray(n, np.uint32)
-            self.c.n = &self.n_many[0] if size else NULL
+            self.n_one, self.d_one = n, d
+            finish_columns(&self.c, 1, NULL)
+        elif size:
+            self._take(column_of(n, size), column_of(d, size), size)
         else:
-            self.n_one = n
-            self.c.n = &self.n_one
-        if self.c.d_many:
-            self.d_many = np.ascontiguousarray(d, np.uint32)
-            self.c.d = &self.d_many[0] if size else NULL
-        else:
-            self.d_one = d
-            self.c.d = &self.d_one
-        if not size:
-            self.c.n_many = self.c.d_many = 0
-            self.c.n = self.c.d = &self.n_one
-            self.n_one = 1
-        cdef int64_t bad = first_unusable(self.c, size)
+            self.n_one = self.d_one = 1
+            finish_columns(&self.c, 1, NULL)
+
+    cdef _take(self, const int64_t[::1] n, const int64_t[::1] d, Py_ssize_t size):
+        cdef uint32_t[::1] n_to = np.empty(size, np.uint32), d_to = np.empty(size, np.uint32)
+        cdef uint8_t[::1] kinds = np.empty(-(-size // KINDS), np.uint8)
+        cdef int64_t bad
+        with nogil:
+            self.c.n_many = self.c.d_many = 1
+            self.c.n, self.c.d = &n_to[0], &d_to[0]
+            bad = fill_columns(&n[0], &d[0], &n_to[0], &d_to[0], size)
+            if bad < 0:
+                finish_columns(&self.c, size, &kinds[0])
         if bad >= 0:
-            check_ratio(int(self.c.n[bad if self.c.n_many else 0]),
-                        int(self.c.d[bad if self.c.d_many else 0]), size)
-        finish_columns(&self.c, size)
+            check_ratio(n[bad], d[bad], size)
+        if not self.c.n_many:
+            self.n_one, self.c.n, n_to = n_to[0], &self.n_one, None
+        if not self.c.d_many:
+            self.d_one, self.c.d, d_to = d_to[0], &self.d_one, None
+        self.size = size if self.c.n_many or self.c.d_many else 0
+        self.held = n_to, d_to, kinds
+
+    def part(self, Py_ssize_t lo, Py_ssize_t hi):
+        """Those of elements lo to hi."""
+        if not self.size:
+            return self
+        if not 0 <= lo <= hi <= self.size:
+            raise ValueError(f"ratios {lo} to {hi} of {self.size}.")
+        cdef Ratios part = Ratios.__new__(Ratios)
+        part.c, part.size, part.held = columns_from(self.c, lo), hi - lo, self
+        return part
 
 
-cdef bint is_column(digits):
-    """Whether digits are known to fit in 32 bits, so that C can check the rest."""
-    if isinstance(digits, int):
-        return 0 <= digits < 2 ** 32
-    return getattr(digits, "dtype", None) == np.uint32 and digits.ndim == 1
+cdef column_of(digits, Py_ssize_t size):
+    return np.ascontiguousarray(np.broadcast_to(digits, size), np.int64)
+
+
+def compare(const int64_t[::1] n, const int64_t[::1] d):
+    """Whether all n and d are at least 1; all n/d usable; some n < d; some n > d."""
+    check_sizes(n.shape[0], d.shape[0])
+    cdef int seen = compare_columns(&n[0], &d[0], n.shape[0]) if n.shape[0] else 0
+    return not seen & 1, not seen & 2, bool(seen & 4), bool(seen & 8)
 
 
 def multiply(int64_t[::1] x, uint32_t[::1] heads, n, d, uint16_t[::1] words, Py_ssize_t count):
+    return multiply_by(x, heads, Ratios(n, d, x.shape[0]), words, count)
+
+
+def multiply_by(int64_t[::1] x, uint32_t[::1] heads, Ratios ratios, uint16_t[::1] words,
+                Py_ssize_t count):
     cdef Py_ssize_t size = x.shape[0]
-    check_sizes(size, heads.shape[0])
+    check_sizes(size, heads.shape[0], ratios.size or size)
     check_count(count, words.shape[0], size)
-    cdef Ratios ratios = Ratios(n, d, size)
     if size:
         with nogil:
             count = table.multiply(&x[0], &heads[0], ratios.c, size, &words[0], count)
@@ -151,36 +186,39 @@ def multiply(int64_t[::1] x, uint32_t[::1] heads, n, d, uint16_t[::1] words, Py_
 
 
 def divide(int64_t[::1] x, uint32_t[::1] heads, n, d, const uint16_t[::1] words, Py_ssize_t count):
+    return divide_by(x, heads, Ratios(n, d, x.shape[0]), words, count)
+
+
+def divide_by(int64_t[::1] x, uint32_t[::1] heads, Ratios ratios, const uint16_t[::1] words,
+              Py_ssize_t count):
     cdef Py_ssize_t size = x.shape[0]
-    check_sizes(size, heads.shape[0])
+    check_sizes(size, heads.shape[0], ratios.size or size)
     check_count(count, words.shape[0], 0)
-    cdef Ratios ratios = Ratios(n, d, size)
     cdef int64_t left = count, failed = -1
     cdef const uint16_t *stack = &words[0] if words.shape[0] else NULL
     if size:
         with nogil:
             left = table.divide(&x[0], &heads[0], ratios.c, size, stack, count, &failed)
         if failed >= 0:
-            redo(x[failed + 1:], heads[failed + 1:], n, d, failed + 1)
+            start = failed + 1  # multiplied again, they spill words that are still on the stack
+            multiply_by(x[start:], heads[start:], ratios.part(start, size),
+                        np.empty(size - start, np.uint16), 0)
             raise empty_buffer(failed)
     return left
 
 
 def count_pops(const int64_t[::1] x, const uint32_t[::1] heads, n, d):
+    return count_pops_by(x, heads, Ratios(n, d, x.shape[0]))
+
+
+def count_pops_by(const int64_t[::1] x, const uint32_t[::1] heads, Ratios ratios):
     cdef Py_ssize_t size = x.shape[0]
-    check_sizes(size, heads.shape[0])
-    cdef Ratios ratios = Ratios(n, d, size)
+    check_sizes(size, heads.shape[0], ratios.size or size)
     cdef int64_t count = 0
     if size:
         with nogil:
             count = count_pops_in(&x[0], &heads[0], ratios.c, size)
     return count
-
-
-def redo(int64_t[::1] x, uint32_t[::1] heads, n, d, start):
-    """Multiply elements again: the words they spill are still on the stack."""
-    n, d = (k[start:] if getattr(k, "ndim", 0) else k for k in (n, d))
-    multiply(x, heads, n, d, np.empty(x.shape[0], np.uint16), 0)
 
 
 cdef const void *address(reals):
@@ -295,7 +333,7 @@ cdef class Fused:
         self.variables[k].scale, self.variables[k].ulp = 2.0**fraction_bits, 2.0**-fraction_bits
 
     def buffer(self, int k, uint32_t[::1] heads, Ratios ratios):
-        check_sizes(self.size, heads.shape[0])
+        check_sizes(self.size, heads.shape[0], ratios.size or self.size)
         self.held[80 + k] = heads, ratios
         self.buffers[k].heads = &heads[0] if self.size else NULL
         self.buffers[k].c = ratios.c

@@ -42,13 +42,49 @@
 
 #define LAG 12288 /* 3 * 2^12 > 2^12 + 6144; (2*LAG - 8192) * SMALL < 2^32 */
 
-/* Numerators and denominators: one each, or one per element. */
+/* Numerators and denominators: one each, or one per element. Where there are kinds, usual and small
+ * hold for all elements of a run of KINDS, the first of which is element -offset of these. */
+#define KIND_BITS 11
+#define KINDS (1 << KIND_BITS)
 typedef struct {
     const uint32_t *n, *d;
+    const uint8_t *kinds; /* usual + 2*small; NULL where the two below say all */
+    int64_t offset;
     int n_many, d_many;
     int usual; /* d is one for all, 2^USUAL_BITS */
     int small; /* every n and d is at most SMALL */
 } columns;
+
+/* The part from element lo on. */
+static inline columns columns_from(columns c, int64_t lo)
+{
+    c.n += c.n_many ? lo : 0;
+    c.d += c.d_many ? lo : 0;
+    c.offset += lo;
+    return c;
+}
+
+/* Cuts out elements [lo, *hi), *hi lowered to the end of lo's run or (not up) lo raised to the start
+ * of that of *hi - 1, so that usual and small say all of them. */
+static inline columns columns_alike(columns c, int64_t *lo, int64_t *hi, int up)
+{
+    int64_t run, end;
+    if (c.kinds) {
+        run = (c.offset + (up ? *lo : *hi - 1)) >> KIND_BITS;
+        end = ((run + up) << KIND_BITS) - c.offset;
+        if (up)
+            *hi = end < *hi ? end : *hi;
+        else
+            *lo = end > *lo ? end : *lo;
+        c = columns_from(c, *lo);
+        c.usual = c.kinds[run] & 1;
+        c.small = c.kinds[run] >> 1;
+        c.d_many = !c.usual; /* a usual d is read once */
+        c.kinds = 0;
+        return c;
+    }
+    return columns_from(c, *lo);
+}
 
 /* Reals to add: see add_as in blocks.h. */
 enum { FROM_DOUBLES, FROM_FLOATS, FROM_INTEGERS };
@@ -186,32 +222,36 @@ static const kernel_table kernel_tables[] = {
 };
 #define KERNEL_TABLES ((int)(sizeof kernel_tables / sizeof *kernel_tables))
 
-/* Whether ratio.h cannot take some ratio; without a branch, so that it costs little. */
-INLINE int some_unusable(const uint32_t *n, const uint32_t *d, int64_t size, int n_many, int d_many)
+/* Copies digits into 32 bits; returns the first pair that ratio.h cannot take, or -1. */
+static int64_t fill_columns(const int64_t *n, const int64_t *d, uint32_t *n_to, uint32_t *d_to,
+                            int64_t size)
 {
-    uint32_t bad = 0;
-    int64_t i;
-    for (i = 0; i < size; i++) {
-        uint32_t n_i = n_many ? n[i] : *n, d_i = d_many ? d[i] : *d;
-        bad |= (n_i < 1) | (n_i > d_i) | (d_i > RATIO_D_MAX)
-               | (((d_i - 1) >> RATIO_WORD_BITS) >= n_i);
+    int64_t i, bad = 0;
+    NO_OVERLAP for (i = 0; i < size; i++) { /* without a branch, so that it costs little */
+        n_to[i] = (uint32_t)n[i];
+        d_to[i] = (uint32_t)d[i];
+        /* n, d >= 0; d <= D_MAX; 1 <= n <= d; d <= n*WORD: what wraps is refused by another */
+        bad |= n[i] | d[i] | (RATIO_D_MAX - d[i]) | (n[i] - 1) | (d[i] - n[i])
+               | (n[i] * RATIO_WORD - d[i]);
     }
-    return bad != 0;
-}
-
-/* The first such ratio, or -1. */
-static int64_t first_unusable(columns c, int64_t size)
-{
-    int64_t i;
-    int bad = !size ? 0
-              : c.d_many ? (c.n_many ? some_unusable(c.n, c.d, size, 1, 1)
-                                     : some_unusable(c.n, c.d, size, 0, 1))
-                         : (c.n_many ? some_unusable(c.n, c.d, size, 1, 0)
-                                     : some_unusable(c.n, c.d, 1, 0, 0));
-    for (i = 0; bad && i < size; i++)
-        if (!ratio_usable(c.n[c.n_many ? i : 0], c.d[c.d_many ? i : 0]))
+    for (i = 0; bad < 0 && i < size; i++)
+        if (!ratio_usable(n[i], d[i]))
             return i;
     return -1;
+}
+
+/* What some pair does: 1: n or d below 1, 2: ratio.h cannot take it, 4: n < d, 8: n > d. */
+static int compare_columns(const int64_t *n, const int64_t *d, int64_t size)
+{
+    int64_t i;
+    int small = 0, bad = 0, less = 0, more = 0;
+    for (i = 0; i < size; i++) {
+        small |= (n[i] < 1) | (d[i] < 1);
+        bad |= !ratio_usable(n[i], d[i]);
+        less |= n[i] < d[i];
+        more |= n[i] > d[i];
+    }
+    return small | bad << 1 | less << 2 | more << 3;
 }
 
 /* How many words dividing would take: known from the heads alone, but for one head in each case. */
@@ -232,18 +272,33 @@ static int64_t count_pops(const int64_t *x, const uint32_t *heads, columns c, in
     return count;
 }
 
-/* Finishes columns that are usable: one d that all share counts as one. */
-static void finish_columns(columns *c, int64_t size)
+/* Finishes columns that are usable: one n or d that all share counts as one, and where d are many,
+ * kinds (one per run, or NULL) are filled if they say more of some run than of all. */
+static void finish_columns(columns *c, int64_t size, uint8_t *kinds)
 {
-    int64_t i, end = c->d_many ? size : 1;
-    uint32_t large = 0, other = 0;
-    for (i = 0; i < end; i++) {
-        large |= c->d[i] > SMALL; /* n <= d */
-        other |= c->d[i] ^ c->d[0];
+    int64_t lo, i, runs_usual = 0;
+    uint32_t large = 0, other_d = 0, other_n = 0;
+    for (lo = 0; lo < (c->d_many ? size : 1); lo += KINDS) {
+        int64_t hi = !c->d_many ? 1 : lo + KINDS < size ? lo + KINDS : size;
+        uint32_t run_large = 0, other = 0;
+        for (i = lo; i < hi; i++) {
+            run_large |= c->d[i] > SMALL; /* n <= d */
+            other_d |= c->d[i] ^ c->d[0];
+            other |= c->d[i] ^ (1u << USUAL_BITS);
+        }
+        if (kinds)
+            kinds[lo >> KIND_BITS] = (uint8_t)(!other + 2 * !run_large);
+        large |= run_large;
+        runs_usual += !other;
     }
+    for (i = 0; c->n_many && i < size; i++)
+        other_n |= c->n[i] ^ c->n[0];
     c->small = !large;
-    c->d_many = c->d_many && other;
+    c->n_many = c->n_many && other_n;
+    c->d_many = c->d_many && other_d;
     c->usual = !c->d_many && c->d[0] == 1u << USUAL_BITS;
+    c->offset = 0;
+    c->kinds = c->d_many && (runs_usual || large) ? kinds : NULL;
 }
 
 /* Whether this machine has the instructions of kernel_tables[k]. */

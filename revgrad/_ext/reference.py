@@ -71,6 +71,46 @@ def divide_one(
     return (x, z // d, spilled) if INT64_MIN <= x <= INT64_MAX else None
 
 
+class Ratios:
+    """Numerators and denominators, checked once: one of each, or one per element.
+
+    n, d: integers, or int64 or uint32 vectors of `size` elements. Raises: RatioRefused.
+    """
+
+    def __init__(self, n: Digits, d: Digits, size: int) -> None:
+        check_ratio(n, d, size)
+        self.n, self.d = n, d
+
+    def part(self, lo: int, hi: int) -> Ratios:
+        """Those of elements lo to hi."""
+        part = Ratios.__new__(Ratios)
+        part.n, part.d = (k[lo:hi] if isinstance(k, np.ndarray) else k for k in (self.n, self.d))
+        return part
+
+
+def compare(n: Int64s, d: Int64s) -> tuple[bool, bool, bool, bool]:
+    """Whether all n and d are at least 1; all n/d usable; some n < d; some n > d."""
+    # d <= n * WORD, written without a product that could leave int64
+    narrow = (n >= 1) & (n <= d) & (d <= D_MAX) & ((d - 1) // WORD < n)
+    positive = (n >= 1) & (d >= 1)
+    return bool(positive.all()), bool(narrow.all()), bool((n < d).any()), bool((n > d).any())
+
+
+def multiply_by(x: Int64s, heads: Heads, ratios: Ratios, words: Words, count: int) -> int:
+    """`multiply` by ratios that were checked."""
+    return multiply(x, heads, ratios.n, ratios.d, words, count)
+
+
+def divide_by(x: Int64s, heads: Heads, ratios: Ratios, words: Words, count: int) -> int:
+    """`divide` by ratios that were checked."""
+    return divide(x, heads, ratios.n, ratios.d, words, count)
+
+
+def count_pops_by(x: Int64s, heads: Heads, ratios: Ratios) -> int:
+    """`count_pops` of ratios that were checked."""
+    return count_pops(x, heads, ratios.n, ratios.d)
+
+
 def multiply(
     x: Int64s,
     heads: Heads,
