@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -168,6 +169,16 @@ class FixedArray:
         return flat
 
 
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """One number, or one ratio, for each segment of a vector: a hyperparameter per layer.
+
+    values: float64 vector, or a Ratio whose n and d are vectors.
+    """
+
+    values: Any
+
+
 class FusedStep:
     """Statements executed in one pass over memory, with the bits of one after the other.
 
@@ -175,7 +186,22 @@ class FusedStep:
         what it reads, added) or `by` (a scale); none reads its target. undone=True: the exact undo
         of each instead.
     variables, buffers: FixedArrays of one length, and the InformationBuffer of each scaled one.
-    Statements that blocks cannot do (see `fused`) run one by one instead.
+    segments: where each segment of the vectors ends, ascending, the last at their length; then
+        reads and ratios may be Segments.
+    pull(function, reads, ct): pairs (name, cotangent of that read) for the cotangent ct of
+        function(**reads), made by NumPy functions or operators; ct is first summed where the
+        result is a number. With it, cotangents go back through the statements `pulled`, in that
+        order (None: all in the order of undoing): through each right after it is undone, or, done,
+        after all. Those not among `statements` count as undone already. What is computed is the
+        same after an undo and after a step, to the bit.
+    wanted: names of reads to find cotangents of; None: all.
+
+    A statement that blocks cannot do (see `fused`) is executed alone, unless there is a pull.
+
+        back = FusedStep(order, variables, buffers, undone=True, segments=ends, pull=pull)
+        found = back.run({"g": g, "learning_rate": Segments(rates), "momentum": 0.9},
+                         {"velocity": Ratio.of(0.9)}, cotangents={"params": p, "velocity": v})
+        found["g"], found["momentum"], found["learning_rate"]  # vector, number, one per segment
     """
 
     def __init__(
@@ -185,107 +211,142 @@ class FusedStep:
         buffers: dict[str, InformationBuffer | BignumBuffer],
         *,
         undone: bool = False,
+        segments: Any = None,
+        pulled: Sequence[Any] | None = None,
+        pull: Callable[..., Any] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> None:
         self.statements, self.variables, self.buffers = statements, variables, buffers
-        self.undone = undone
+        self.undone, self.pull, self.wanted = undone, pull, wanted
+        self.pulled = (statements if undone else statements[::-1]) if pulled is None else pulled
         self.size = len(next(iter(variables.values())).values)
+        self.segments = np.array([self.size] if segments is None else segments, np.int64)
+        _check_segments(self.segments, self.size)
         self._scaled = list(dict.fromkeys(s.target for s in statements if hasattr(s, "by")))
         self._plans: dict[Any, _Bound | None] = {}
 
     def run(
         self,
         reads: dict[str, Any],
-        ratios: dict[str, Ratio] | None = None,
+        ratios: dict[str, Any] | None = None,
         emit: dict[str, Reals] | None = None,
-    ) -> None:
+        cotangents: dict[str, Reals] | None = None,
+        into: dict[str, Reals] | None = None,
+    ) -> dict[str, Any]:
         """Execute all statements, then decode variables into the arrays of `emit`.
 
-        reads: numbers, and vectors (float64, or float32 taken as such), by name; variables are read
-            from the state.
-        ratios: for each variable that is scaled.
-        Raises: FixedOverflow, BufferEmpty, RatioRefused, with variables and buffers unchanged.
+        reads: numbers, Segments, and vectors (float64, or float32 taken as such), by name;
+            variables are read from the state.
+        ratios: for each variable that is scaled, a Ratio or Segments(Ratio).
+        cotangents: of every variable, float64, changed in place. into: where cotangents of vectors
+            are written, float64 or float32; elsewhere they are new.
+        Returns the cotangents found of what was read: a number for a number, a vector for Segments
+        and vectors; what no statement reads is left out. A sum goes over blocks of FUSED_ELEMENTS
+        from the start of each segment, and over these in order.
+        Raises: FixedOverflow, BufferEmpty, RatioRefused, with variables and buffers unchanged, but
+        cotangents not; NotFusible, only where there is a pull.
         """
-        ratios, emit = ratios or {}, emit or {}
-        bound = self._bound(reads, ratios, emit)
-        if bound is None:
-            self._one_by_one(reads, ratios)
-            for name, out in emit.items():
-                self.variables[name].decode(out=out)
-        else:
-            bound.set(reads, ratios, emit)
-            self._in_chunks(bound, reads, ratios, 0, self.size)
+        ratios, emit, into = ratios or {}, emit or {}, into or {}
+        bound = self._bound(reads, ratios, emit, into)
+        if bound is not None:
+            bound.set(reads, ratios, emit, cotangents or {}, into)
+            self._in_chunks(bound, reads, ratios, 0, bound.blocks)
+            return bound.found(reads, ratios) if self.pull is not None else {}
+        if self.pull is not None:
+            raise plans.NotFusible("a statement or its pull-back does what blocks cannot")
+        self._one_by_one(*self._spread(reads, ratios))
+        for name, out in emit.items():
+            self.variables[name].decode(out=out)
+        return {}
 
-    def fused(self, reads: dict[str, Any], ratios: dict[str, Ratio] | None = None) -> bool:
+    def fused(self, reads: dict[str, Any], ratios: dict[str, Any] | None = None) -> bool:
         """Whether `run` would go over memory once."""
         return self._bound(reads, ratios or {}, {}) is not None
 
-    def _bound(self, reads: dict, ratios: dict, emit: dict) -> _Bound | None:
-        if not all(ratio.narrow for ratio in ratios.values()) or self.size == 0:
+    def _bound(
+        self, reads: dict, ratios: dict, emit: dict, into: dict | None = None
+    ) -> _Bound | None:
+        into = into or {}
+        if self.size == 0 or not all(_ratio(ratio).narrow for ratio in ratios.values()):
             return None
         key = (
-            tuple([x.dtype.char if getattr(x, "ndim", 0) else name for name, x in reads.items()]),
+            tuple([(name, _kind(x)) for name, x in reads.items()]),
+            tuple([(name, _kind(x)) for name, x in ratios.items()]) if self.pull else None,
             tuple([(name, x.dtype.char) for name, x in emit.items()]),
+            tuple([(name, x.dtype.char) for name, x in into.items()]),
         )
         if key not in self._plans:
-            self._plans[key] = self._planned(reads, emit)
+            self._plans[key] = self._planned(reads, ratios, emit, into)
         return self._plans[key]
 
-    def _planned(self, reads: dict, emit: dict) -> _Bound | None:
+    def _planned(self, reads: dict, ratios: dict, emit: dict, into: dict) -> _Bound | None:
         words = all(isinstance(b, InformationBuffer) for b in self.buffers.values())
-        kinds = {np.dtype(np.float32): plans.FLOATS, np.dtype(np.float64): plans.DOUBLES}
-        vectors = {name: kinds.get(x.dtype, -1) for name, x in reads.items() if np.ndim(x)}
-        if not (words and hasattr(kernel, "Fused")) or -1 in vectors.values():
+        vectors = {
+            name: KINDS.get(x.dtype, -1)
+            for name, x in reads.items()
+            if not isinstance(x, Segments) and np.ndim(x)
+        }
+        if not words or -1 in vectors.values():
             return None
-        out = {name: kinds[x.dtype] for name, x in emit.items()}
+        targets = {}
+        if self.pull is not None:
+            read = {name for s in self.pulled for name in s.reads}
+            wanted = read if self.wanted is None else read & set(self.wanted)
+            wanted &= vectors.keys()
+            targets = {name: KINDS[into[name].dtype] if name in into else plans.DOUBLES
+                       for name in wanted}  # fmt: skip
+            for name, ratio in ratios.items():
+                if isinstance(ratio, Ratio) and not isinstance(ratio.n, int):
+                    vectors[f"factor {name}"] = plans.DOUBLES
+        out = {name: KINDS[x.dtype] for name, x in emit.items()}
         try:
             plan = plans.Plan(
-                self.statements, list(self.variables), self._scaled, vectors, out, self.undone
-            )
+                self.statements, list(self.variables), self._scaled, vectors, out, self.undone,
+                self.pulled if self.pull is not None else (), self.pull, targets, self.wanted,
+            )  # fmt: skip
         except plans.NotFusible:
             return None
         return _Bound(plan, self)
 
     def _in_chunks(self, bound: _Bound, reads: dict, ratios: dict, lo: int, hi: int) -> None:
-        starts = range(lo, hi, CHUNK)
+        """Execute on blocks lo to hi."""
+        starts = range(lo, hi, CHUNK_BLOCKS)
         for start in reversed(starts) if self.undone else starts:
-            end = min(start + CHUNK, hi)
+            end = min(start + CHUNK_BLOCKS, hi)
             refused = bound.run(start, end)
             if refused is not None:
-                self._restore(bound, refused, reads, ratios, (lo, end, hi))
+                self._restore(bound, refused, reads, ratios, (lo, hi))
 
     def _restore(
         self, bound: _Bound, refused: tuple, reads: dict, ratios: dict, span: tuple
     ) -> None:
         """Take back what was done before a refusal, block and chunks, and raise it."""
         at, operation, element = refused
-        lo, end, hi = span
-        block = (at, min(at + kernel.FUSED_ELEMENTS, end))
         done = bound.plan.owner[operation]
-        error = self._error(self.statements[done], reads, ratios, block, element)
-        self._inverse(done).again(reads, ratios, *block)
+        error = self._error(self.statements[done], reads, bound, at, element)
+        self._inverse(done).again(reads, ratios, at, at + 1)
         if self.undone:
-            self._inverse().again(reads, ratios, block[1], hi)
+            self._inverse().again(reads, ratios, at + 1, span[1])
         else:
-            self._inverse().again(reads, ratios, lo, at)
+            self._inverse().again(reads, ratios, span[0], at)
         raise error
 
     def _inverse(self, first: int | None = None) -> FusedStep:
         return FusedStep(
-            self.statements[:first][::-1], self.variables, self.buffers, undone=not self.undone
-        )
+            self.statements[:first][::-1], self.variables, self.buffers, undone=not self.undone,
+            segments=self.segments,
+        )  # fmt: skip
 
     def again(self, reads: dict, ratios: dict, lo: int, hi: int) -> None:
-        """Execute on elements lo to hi alone."""
+        """Execute on blocks lo to hi alone."""
         bound = self._bound(reads, ratios, {})
         if bound is not None and self.statements:
-            bound.set(reads, ratios, {})
+            bound.set(reads, ratios, {}, {}, {})
             self._in_chunks(bound, reads, ratios, lo, hi)
 
-    def _error(
-        self, s: Any, reads: dict, ratios: dict, block: tuple[int, int], element: int
-    ) -> Exception:
+    def _error(self, s: Any, reads: dict, bound: _Bound, block: int, element: int) -> Exception:
         """What the statement that refused a block says when it is executed alone."""
-        lo, hi = block
+        lo, hi = bound.starts[block : block + 2].tolist()
         try:
             if element >= 0:
                 raise empty_buffer(element)
@@ -303,7 +364,23 @@ class FusedStep:
         if name in self.variables:
             return self.variables[name].view(lo, hi).decode()
         value = reads[name]
+        if isinstance(value, Segments):
+            return value.values[np.searchsorted(self.segments, lo, side="right")]
         return value[lo:hi].astype(np.float64, copy=False) if np.ndim(value) else value
+
+    def _spread(self, reads: dict, ratios: dict) -> tuple[dict, dict]:
+        """Segments as vectors."""
+        sizes = np.diff(self.segments, prepend=0)
+        reads = {
+            k: np.repeat(x.values, sizes) if isinstance(x, Segments) else x
+            for k, x in reads.items()
+        }
+        ratios = {
+            k: Ratio(np.repeat(x.values.n, sizes), np.repeat(x.values.d, sizes))
+            if isinstance(x, Segments) else x
+            for k, x in ratios.items()
+        }  # fmt: skip
+        return reads, ratios
 
     def _one_by_one(self, reads: dict, ratios: dict) -> None:
         for k, s in enumerate(self.statements):
@@ -323,40 +400,122 @@ class FusedStep:
             (target.subtract if self.undone else target.add)(s.delta(**now))
 
 
+KINDS = {np.dtype(np.float32): plans.FLOATS, np.dtype(np.float64): plans.DOUBLES}
+BLOCK = kernel.FUSED_ELEMENTS
+CHUNK_BLOCKS = CHUNK // BLOCK
+
+
+def _kind(x: Any) -> str:
+    """What distinguishes plans: a number, one per segment, or a vector of a dtype."""
+    if isinstance(x, Segments):
+        return "segments"
+    if isinstance(x, Ratio):
+        return "" if isinstance(x.n, int) else "d"
+    return x.dtype.char if getattr(x, "ndim", 0) else ""
+
+
+def _ratio(x: Any) -> Ratio:
+    return x.values if isinstance(x, Segments) else x
+
+
+def _number(x: Any) -> Any:
+    return x.values if isinstance(x, Segments) else x
+
+
+def _check_segments(ends: npt.NDArray[np.int64], size: int) -> None:
+    if ends.ndim != 1 or not len(ends) or ends[-1] != size or np.any(np.diff(ends, prepend=0) < 0):
+        raise ValueError(f"segments end at {ends.tolist()}; pass ascending ends up to {size}.")
+
+
+def _blocks(ends: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Where blocks start (and the last ends), and the segment of each."""
+    sizes = np.diff(ends, prepend=0)
+    counts = -(-sizes // BLOCK)
+    owner = np.repeat(np.arange(len(ends), dtype=np.int32), counts)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = np.repeat(ends - sizes, counts) + BLOCK * within
+    return np.append(starts, ends[-1]).astype(np.int64), owner
+
+
 class _Bound:
     """A plan with the arrays it works on."""
 
     def __init__(self, plan: Any, step: FusedStep) -> None:
         self.plan, self.step = plan, step
+        self.starts, owner = _blocks(step.segments)
+        self.blocks = len(owner)
         self.kernel = kernel.Fused(
-            plan.operations, plan.kinds, plan.registers, step.size, step.undone
-        )
+            plan.operations, plan.kinds, plan.registers, self.starts, owner, len(plan.sums),
+            step.undone,
+        )  # fmt: skip
         for k, fixed in enumerate(step.variables.values()):
             self.kernel.variable(k, fixed.values, fixed.fraction_bits)
         self.buffers: list[Any] = [step.buffers[name] for name in plan.scaled]
         self.ratios: list[Any] = [None] * len(plan.scaled)
         self.arrays: dict[str, Any] = {}
 
-    def set(self, reads: dict, ratios: dict, emit: dict) -> None:
-        for slot, symbol in self.plan.scalars:
-            self.kernel.constant(slot, plans.evaluate(symbol, reads))
+    def set(self, reads: dict, ratios: dict, emit: dict, cotangents: dict, into: dict) -> None:
+        numbers = self._numbers(reads, ratios)
+        for slot, value in zip(self.plan.scalars, self.plan.numbers(numbers), strict=True):
+            many = np.ndim(value)
+            self.kernel.constant(slot, np.ascontiguousarray(value, np.float64) if many else value)
         for name, slot in self.plan.arrays.items():
-            array = emit[name[4:]] if name.startswith("out ") else reads[name]
+            array = self._array(name, reads, ratios, emit, cotangents, into)
             if self.arrays.get(name) is not array:
                 self.kernel.array(slot, array.reshape(-1))
                 self.arrays[name] = array
         for k, name in enumerate(self.plan.scaled):
-            if self.ratios[k] is not ratios[name]:
-                self.kernel.buffer(k, self.buffers[k].heads, ratios[name].columns)
-                self.ratios[k] = ratios[name]
+            ratio = ratios[name]
+            if self.ratios[k] is not ratio:
+                many = isinstance(ratio, Segments)
+                self.kernel.buffer(k, self.buffers[k].heads, _ratio(ratio).columns, many)
+                self.ratios[k] = ratio
+
+    def _numbers(self, reads: dict, ratios: dict) -> dict:
+        numbers = {name: _number(x) for name, x in reads.items()}
+        if self.step.pull is not None:
+            numbers |= {f"factor {name}": _ratio(x).value for name, x in ratios.items()}
+        return numbers
+
+    def _array(
+        self, name: str, reads: dict, ratios: dict, emit: dict, cotangents: dict, into: dict
+    ) -> Any:
+        what, _, of = name.partition(" ")
+        if not of:
+            return reads[name]
+        if what == "factor":
+            return ratios[of].value
+        if what == "into" and of not in into:
+            return np.empty(self.step.size)
+        out = {"out": emit, "ct": cotangents, "into": into}[what][of]
+        if not out.flags.c_contiguous or (what == "ct" and out.dtype != np.float64):
+            raise ValueError(f"{name} is not contiguous, or {out.dtype}; pass another array.")
+        return out
 
     def run(self, lo: int, hi: int) -> Any:
+        elements = int(self.starts[hi] - self.starts[lo])
         for k, buffer in enumerate(self.buffers):
-            self.kernel.words(k, *buffer.lend(hi - lo, self.step.undone))
+            self.kernel.words(k, *buffer.lend(elements, self.step.undone))
         refused = self.kernel.run(lo, hi)
         for k, buffer in enumerate(self.buffers):
             buffer.take_back(self.kernel.count(k))
         return refused
+
+    def found(self, reads: dict, ratios: dict) -> dict[str, Any]:
+        """The cotangents of what was read."""
+        count = len(self.step.segments)
+        sums = dict(zip(self.plan.sums, self.kernel.sums(count), strict=True))
+        values = self.plan.late(self._numbers(reads, ratios), sums)
+        found: dict[str, Any] = {}
+        for name, value in zip(self.plan.found, values, strict=True):
+            if isinstance(reads[name], Segments):
+                found[name] = np.array(np.broadcast_to(value, count))
+            else:
+                found[name] = math.fsum(value) if np.ndim(value) else float(value)
+        for name, array in self.arrays.items():
+            if name.startswith("into "):
+                found[name[5:]] = array
+        return found
 
 
 def _check_bits(fraction_bits: int) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from revgrad._ext import exact, fused
+import revgrad.ratio as ratio_module
+from revgrad import fixed, optimizers, program
+from revgrad._ext import exact, fused, reference
 from revgrad.buffer import BignumBuffer, InformationBuffer
 from revgrad.errors import BufferEmpty, FixedOverflow
-from revgrad.fixed import FixedArray, FusedStep
+from revgrad.fixed import FixedArray, FusedStep, Segments
 from revgrad.optimizers import Adam, HeavyBall, Momentum
 from revgrad.ratio import Ratio
 
@@ -209,3 +211,262 @@ def test_a_planted_fault_is_caught(monkeypatch, right, wrong):
     monkeypatch.setattr(fused.Plan, "__init__", faulty)
     with pytest.raises(AssertionError):
         check_agreement(*LISTS["adam"], 600)
+
+
+# Pulling back.
+
+
+def pull(function, reads, ct):
+    return program._pull_function(function, program.Point(None, reads), ct)
+
+
+CLIPPED = (
+    optimizers.Scale("velocity", by=lambda decay, c: 1 - decay * c),
+    optimizers.Add("velocity", lambda g, c: np.where(g > c, c, np.where(g < -c, -c, g)) * 0.5),
+    optimizers.Add("other", lambda velocity: np.abs(velocity) * np.sqrt(1 + velocity * velocity)),
+    optimizers.Add("params", lambda velocity, other, c: (c * velocity - 1) / (2 - other) - c),
+)  # fmt: skip
+PULLED = LISTS | {
+    "adam": (Adam.statements, LISTS["adam"][1]),
+    "clipped": (CLIPPED, {"c": 0.01, "decay": 0.3}),
+}
+del PULLED["odd"]
+ENDS = [3, 3, 700, 701, 1800]
+CASES = [
+    (name, kind)
+    for name in PULLED
+    for kind in ("number", "segments", "vector")
+    if (name, kind) != ("adam", "vector")  # b1**t is no operation of blocks
+]
+
+
+class Case:
+    """One step of an optimizer, with cotangents at its end."""
+
+    def __init__(self, name, kind, dtype=np.float64, ends=ENDS):
+        self.statements, numbers = PULLED[name]
+        size, self.ends = ends[-1], ends
+        rng = np.random.default_rng(1)
+        self.variables, self.buffers = made(self.statements, size)
+        self.order = self.statements[::-1]
+        self.scaled = {s.target: s for s in self.statements if hasattr(s, "by")}
+        self.reads = {k: x if k == "t" else self.spread(x, kind) for k, x in numbers.items()}
+        self.ratios = {k: self.spread(Ratio(9, 10), kind) for k in self.scaled}
+        self.reads["g"] = (rng.standard_normal(size) / 100).astype(dtype)
+        self.cts = {k: rng.standard_normal(size) for k in self.variables}
+
+    def spread(self, x, kind):
+        count = {"number": 0, "segments": len(self.ends), "vector": self.ends[-1]}[kind]
+        if not count:
+            return x
+        change = np.arange(count) % 3
+        if isinstance(x, Ratio):
+            many = Ratio(np.full(count, 9), 10 + change)
+        else:
+            many = x * (1 - change / 16)
+        return Segments(many) if kind == "segments" else many
+
+    def step(self, **options):
+        options = {"segments": self.ends, "pull": pull} | options
+        return FusedStep(self.statements, self.variables, self.buffers, **options)
+
+    def back(self, **options):
+        options = {"segments": self.ends, "pull": pull, "undone": True} | options
+        return FusedStep(self.order, self.variables, self.buffers, **options)
+
+    def run(self, step, **options):
+        """Bytes of what is found, and of the cotangents after."""
+        cts = {k: x.copy() for k, x in self.cts.items()}
+        found = step.run(self.reads, self.ratios, {}, cts, **options)
+        return {k: np.asarray(x).tobytes() for k, x in (found | cts).items()}
+
+    def by_the_tape(self):
+        """(found, cotangents) as NumPy and the tape have them, hyperparameters per element."""
+        reads, ratios = self.step()._spread(self.reads, self.ratios)
+        size = self.ends[-1]
+        reads = {k: x if k == "t" else np.broadcast_to(x, size) * 1.0 for k, x in reads.items()}
+        points, cts, found = [], {k: x.copy() for k, x in self.cts.items()}, {}
+        for s in self.statements:
+            now = {k: self.variables[k].decode() if k in cts else reads[k] for k in s.reads}
+            point = program.Point(s, now)
+            target = self.variables[s.target]
+            if s.target in self.scaled and hasattr(s, "by"):
+                point.before = target.decode()
+                point.factor = np.broadcast_to(ratios[s.target].value, size)
+                target.scale(ratios[s.target], self.buffers[s.target])
+            else:
+                target.add(s.delta(**now))
+            points.append(point)
+        for point in points[::-1]:
+            scales = hasattr(point.statement, "by")
+            for k, ct in (program._pull_scale if scales else program._pull_add)(point, cts):
+                where = cts if k in cts else found
+                where[k] = where[k] + ct if k in where else ct
+        return found, cts
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_the_pull_back_is_the_tapes(instruction_set, name, kind):
+    case = Case(name, kind)
+    step = case.step()
+    assert step.fused(case.reads, case.ratios)
+    cts = {k: x.copy() for k, x in case.cts.items()}
+    before = contents(case.variables, case.buffers)
+    found = step.run(case.reads, case.ratios, {}, cts)
+    after = contents(case.variables, case.buffers)
+    case.back(pull=None).run(case.reads, case.ratios)
+    assert contents(case.variables, case.buffers) == before
+    wanted, wanted_cts = case.by_the_tape()
+    assert contents(case.variables, case.buffers) == after
+    for k, ct in wanted_cts.items():
+        assert np.array_equal(cts[k], ct)
+    assert found.keys() == wanted.keys()
+    for k, ct in wanted.items():
+        if kind == "number" and k != "g":
+            ct = ct.sum()
+        elif kind == "segments" and k != "g":
+            ct = [part.sum() for part in np.split(ct, ENDS[:-1])]
+        scale = np.max(np.abs(ct)) + np.sqrt(case.ends[-1])
+        np.testing.assert_allclose(found[k], ct, atol=1e-13 * scale, rtol=1e-12)
+        assert np.shape(found[k]) == np.shape(ct)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_pull_back_after_a_step_after_its_undo_and_in_two_parts_is_one(instruction_set, name, kind):
+    case = Case(name, kind, np.float32)
+    out = lambda: {"g": np.empty(case.ends[-1], np.float32)}
+    start = contents(case.variables, case.buffers)
+    ahead = case.run(case.step(), into=out())
+    end = contents(case.variables, case.buffers)
+    behind = case.run(case.back(), into=out())
+    assert behind == ahead and contents(case.variables, case.buffers) == start
+    case.run(case.step())
+    assert contents(case.variables, case.buffers) == end
+    first = FusedStep(case.order[:1], case.variables, case.buffers, undone=True, segments=case.ends)
+    reads = {k: x for k, x in case.reads.items() if k in case.order[0].reads}
+    ratios = {k: x for k, x in case.ratios.items() if k in [s.target for s in case.order[:1]]}
+    first.run(reads, ratios)
+    rest = FusedStep(case.order[1:], case.variables, case.buffers, undone=True,
+                     segments=case.ends, pulled=case.order, pull=pull)  # fmt: skip
+    assert case.run(rest, into=out()) == ahead
+    assert contents(case.variables, case.buffers) == start
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_pull_backs_of_all_twins_agree_bit_for_bit(monkeypatch, name, kind):
+    seen, before = [], exact.instruction_set()
+    for twin in (*exact.instruction_sets(), None):
+        if twin is None:
+            monkeypatch.setattr(fixed, "kernel", reference)
+            monkeypatch.setattr(ratio_module, "kernel", reference)
+        else:
+            exact.instruction_set(twin)
+        case = Case(name, kind, np.float32)
+        seen.append([case.run(case.step()), contents(case.variables, case.buffers)])
+        seen[-1] += [case.run(case.back()), contents(case.variables, case.buffers)]
+        exact.instruction_set(before)
+    assert all(one == seen[0] for one in seen)
+
+
+@pytest.mark.parametrize("size", [1, 7, 31, 32, 33, 511, 512, 513, 1500])
+def test_sums_are_those_of_the_specification(instruction_set, size):
+    rng = np.random.default_rng(size)
+    terms = rng.standard_normal(size) * np.exp(rng.uniform(-30, 30, size))
+    statements = (optimizers.Add("a", lambda c: c),)
+    variables = {"a": FixedArray.encode(np.zeros(size), 52)}
+    found = FusedStep(statements, variables, {}, pull=pull).run(
+        {"c": 0.5}, cotangents={"a": terms.copy()}
+    )
+    wanted = 0.0
+    for lo in range(0, size, exact.FUSED_ELEMENTS):
+        wanted += reference.block_sum(terms[lo : lo + exact.FUSED_ELEMENTS])
+    assert found["c"] == wanted
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_segments_are_the_vectors_they_stand_for(instruction_set, name):
+    statements, numbers = LISTS[name]
+    ends = [600, 600, 601, 1025]
+    rates = {k: x if k == "t" else Segments(x * np.array([1, 2, 0.5, 3]) / 4)
+             for k, x in numbers.items()}  # fmt: skip
+    one, other = made(statements, 1025), made(statements, 1025)
+    ratio = Segments(Ratio(np.array([9, 1, 65535, 99991]), np.array([10, 3, 65536, 100_000])))
+    ratios = dict.fromkeys(one[1], ratio)
+    step = FusedStep(statements, *one, segments=ends)
+    reads = rates | {"g": np.linspace(-1, 1, 1025)}
+    assert step.fused(reads, ratios)
+    start = contents(*one)
+    step.run(reads, ratios)
+    FusedStep(statements, *other)._one_by_one(*step._spread(reads, ratios))
+    assert contents(*one) == contents(*other)
+    FusedStep(statements[::-1], *one, undone=True, segments=ends).run(reads, ratios)
+    assert contents(*one) == start
+    # a refusal in the last segment leaves all as it was, named as it is
+    bad = reads | {"g": np.where(np.arange(1025) == 1000, np.nan, 0.0)}
+    with pytest.raises(FixedOverflow, match="element 1000:"):
+        step.run(bad, ratios)
+    assert contents(*one) == start
+
+
+@pytest.mark.parametrize("ends", [[], [3], [5, 4, 9], [10], [-1, 9], [[9]]])
+def test_segments_that_do_not_end_at_the_end_are_refused(ends):
+    with pytest.raises(ValueError, match="ascending ends up to 9"):
+        FusedStep(Momentum.statements, *made(Momentum.statements, 9), segments=ends)
+
+
+def test_too_few_values_for_the_segments_are_refused():
+    case = Case("momentum", "segments")
+    reads = case.reads | {"learning_rate": Segments(np.ones(4))}
+    with pytest.raises(ValueError, match="one per segment"):
+        case.step().run(reads, case.ratios, {}, case.cts)
+    with pytest.raises(ValueError, match="one per segment"):
+        ratios = {"velocity": Segments(Ratio(np.array([1, 2]), np.array([3, 3])))}
+        case.step().run(case.reads, ratios, {}, case.cts)
+
+
+def test_only_what_is_wanted_is_found():
+    case = Case("adam", "number")
+    found = case.step(wanted=["b1", "eps", "nothing"]).run(
+        case.reads, case.ratios, {}, {k: x.copy() for k, x in case.cts.items()}
+    )
+    again = Case("adam", "number")
+    all_of_it = again.step().run(again.reads, again.ratios, {}, again.cts)
+    assert found == {k: all_of_it[k] for k in ("b1", "eps")}
+
+
+@pytest.mark.parametrize("name", NOT_FUSIBLE)
+def test_a_pull_back_that_blocks_cannot_do_is_refused_with_nothing_changed(name):
+    statements = NOT_FUSIBLE[name]
+    state = made(statements, 9)
+    before = contents(*state)
+    reads, ratios = {"g": np.linspace(0, 1, 9), "c": 1.0}, {"a": Ratio(9, 10)}
+    step = FusedStep(statements, *state, pull=pull)
+    assert not step.fused(reads, ratios if state[1] else {})
+    with pytest.raises(fused.NotFusible, match="what blocks cannot"):
+        step.run(reads, ratios, {}, {"a": np.zeros(9)})
+    assert contents(*state) == before
+
+
+def test_functions_without_a_fusible_derivative_are_refused():
+    for delta in (lambda g: np.sqrt(g) * g.shape[0], lambda g: np.exp(g), lambda g: g / g.size):
+        step = FusedStep((optimizers.Add("a", delta),), {"a": FixedArray.encode([0.0], 52)}, {},
+                         pull=pull)  # fmt: skip
+        assert not step.fused({"g": np.ones(1)})
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [(fused.TIMES, fused.PLUS), (fused.PLUS, fused.MINUS), (fused.SUM, None)]
+)
+def test_a_planted_fault_in_the_pull_back_is_caught(monkeypatch, right, wrong):
+    plan = fused.Plan.__init__
+
+    def faulty(self, *args):
+        plan(self, *args)
+        if wrong is None:
+            self.operations[self.operations[:, 0] == right, 3] = -1
+        else:
+            self.operations[self.operations[:, 0] == right, 0] = wrong
+
+    monkeypatch.setattr(fused.Plan, "__init__", faulty)
+    with pytest.raises(AssertionError):
+        test_the_pull_back_is_the_tapes(None, "momentum", "number")

@@ -358,7 +358,11 @@ static void NAME(real_op)(int op, double *out, const double *a, int sa, const do
     case FUSED_NEGATE: EACH(-a[j]); break;
     case FUSED_ROOT: EACH(__builtin_sqrt(a[j])); break;
     case FUSED_MAGNITUDE: EACH(__builtin_fabs(a[j])); break;
-    case FUSED_COPY: EACH(only); break;
+    case FUSED_SIGN: EACH(a[j] > 0 ? 1.0 : a[j] < 0 ? -1.0 : a[j] == 0 ? 0.0 : a[j]); break;
+    case FUSED_COPY:
+        if (sa) EACH(a[j]);
+        else EACH(only);
+        break;
     case FUSED_WHERE:
         if (sb && sc) EACH(a[j] != 0 ? b[j] : c[j]);
         else if (sb) EACH(a[j] != 0 ? b[j] : other);
@@ -377,50 +381,110 @@ static void NAME(real_op)(int op, double *out, const double *a, int sa, const do
 #undef LESS
 #undef EQUAL
 
-INLINE const double *NAME(operand)(const fused_program *p, int k, int64_t lo, int64_t size,
-                                   int *step)
+/* The sum of a[j] or of a[j]*b[j], each product rounded: element j goes to column j mod
+ * FUSED_COLUMNS, in order; then the upper half of the columns is added to the lower, and so on. */
+INLINE double NAME(sum_as)(const double *a, const double *b, int64_t size, int product)
 {
-    const fused_slot *s = &p->slots[k];
-    int64_t j;
-    *step = s->kind != FUSED_CONSTANT;
-    if (s->kind == FUSED_CONSTANT)
-        return &s->value;
-    if (s->kind == FUSED_DOUBLES)
-        return (const double *)s->array + lo;
-    if (s->kind == FUSED_FLOATS) /* its register is its own */
-        for (j = 0; j < size; j++)
-            p->registers[s->at * FUSED_BLOCK + j] = ((const float *)s->array)[lo + j];
-    return p->registers + s->at * FUSED_BLOCK;
+    double columns[FUSED_COLUMNS];
+    int64_t j = 0;
+    int k, w;
+#ifdef LANES
+    vf sums[FUSED_COLUMNS / LANES];
+    for (k = 0; k < FUSED_COLUMNS / LANES; k++)
+        sums[k] = every_real(0.0);
+    for (; j + FUSED_COLUMNS <= size; j += FUSED_COLUMNS)
+        for (k = 0; k < FUSED_COLUMNS / LANES; k++) {
+            vf term = load_reals(a + j + k * LANES);
+            if (product)
+                term = term * load_reals(b + j + k * LANES);
+            sums[k] = sums[k] + term;
+        }
+    for (k = 0; k < FUSED_COLUMNS / LANES; k++)
+        store_reals(columns + k * LANES, sums[k]);
+#else
+    for (k = 0; k < FUSED_COLUMNS; k++)
+        columns[k] = 0.0;
+    for (; j + FUSED_COLUMNS <= size; j += FUSED_COLUMNS)
+        for (k = 0; k < FUSED_COLUMNS; k++)
+            columns[k] += product ? a[j + k] * b[j + k] : a[j + k];
+#endif
+    for (k = 0; j < size; j++, k++)
+        columns[k] += product ? a[j] * b[j] : a[j];
+    for (w = FUSED_COLUMNS / 2; w; w /= 2)
+        for (k = 0; k < w; k++)
+            columns[k] += columns[k + w];
+    return columns[0];
 }
 
-/* One operation on elements [lo, lo + size); where it refuses, with nothing changed, the element
- * or FUSED_SOMEWHERE is returned, else -1. */
-INLINE int64_t NAME(fused_op)(const fused_program *p, const fused_operation *o, int64_t lo,
-                              int64_t size)
+static double NAME(sum)(const double *a, const double *b, int64_t size)
 {
+    return b ? NAME(sum_as)(a, b, size, 1) : NAME(sum_as)(a, a, size, 0);
+}
+
+/* Where the reals of a block begin; step: whether there is one for each of its elements. */
+INLINE double *NAME(operand)(const fused_program *p, int k, int64_t block, int *step)
+{
+    const fused_slot *s = &p->slots[k];
+    *step = s->kind != FUSED_CONSTANT;
+    if (s->kind == FUSED_CONSTANT)
+        return (double *)s->values + (s->many ? p->segments[block] : 0);
+    if (s->kind == FUSED_REGISTER)
+        return p->registers + s->at * FUSED_BLOCK;
+    return s->kind == FUSED_DOUBLES ? (double *)s->array + p->starts[block]
+                                    : (double *)((float *)s->array + p->starts[block]);
+}
+
+INLINE columns NAME(columns_of)(const fused_program *p, const fused_buffer *b, int64_t block)
+{
+    columns c = b->c;
+    if (!b->by_segment)
+        return columns_from(c, p->starts[block]);
+    c.n += c.n_many ? p->segments[block] : 0;
+    c.d += c.d_many ? p->segments[block] : 0;
+    c.n_many = c.d_many = 0;
+    c.usual = *c.d == 1u << USUAL_BITS;
+    c.small = *c.d <= SMALL;
+    c.kinds = NULL;
+    return c;
+}
+
+/* One operation on a block; where it refuses, with nothing changed, the element or FUSED_SOMEWHERE is
+ * returned, else -1. */
+INLINE int64_t NAME(fused_op)(const fused_program *p, const fused_operation *o, int64_t block)
+{
+    const int64_t lo = p->starts[block], size = p->starts[block + 1] - lo;
     fused_variable *v = &p->variables[o->variable];
     fused_buffer *b = &p->buffers[o->buffer];
-    const double *in[3];
+    double *in[3], *out;
     int step[3] = {0, 0, 0}, k, sign;
-    int64_t failed = -1, count;
+    int64_t failed = -1, count, j;
     real_source from;
     columns c;
     for (k = 0; k < 3; k++)
-        in[k] = o->in[k] < 0 ? NULL : NAME(operand)(p, o->in[k], lo, size, &step[k]);
+        in[k] = o->in[k] < 0 ? NULL : NAME(operand)(p, o->in[k], block, &step[k]);
     switch (o->op) {
     case FUSED_DECODE:
-        NAME(decode)(v->x + lo, v->ulp, size, p->registers + o->out * FUSED_BLOCK, 0);
-        return -1;
     case FUSED_EMIT:
-        k = p->slots[o->out].kind == FUSED_FLOATS;
-        NAME(decode)(v->x + lo, v->ulp, size,
-                     (char *)p->slots[o->out].array + lo * (k ? 4 : 8), k);
+        out = NAME(operand)(p, o->out, block, &k);
+        NAME(decode)(v->x + lo, v->ulp, size, out, p->slots[o->out].kind == FUSED_FLOATS);
+        return -1;
+    case FUSED_WIDEN:
+        out = NAME(operand)(p, o->out, block, &k);
+        NO_OVERLAP for (j = 0; j < size; j++) out[j] = ((const float *)in[0])[j];
+        return -1;
+    case FUSED_NARROW:
+        out = NAME(operand)(p, o->out, block, &k);
+        NO_OVERLAP for (j = 0; j < size; j++) ((float *)out)[j] = (float)in[0][j];
+        return -1;
+    case FUSED_SUM:
+        p->partials[o->out * p->blocks + block] = NAME(sum)(in[0], in[1], size);
         return -1;
     case FUSED_ADD:
     case FUSED_SUBTRACT:
         sign = o->op == FUSED_ADD ? 1 : -1;
         from.at = o->in[0] < 0 ? (const void *)(p->variables[o->out].x + lo) : in[0];
-        from.kind = o->in[0] < 0 ? FROM_INTEGERS : FROM_DOUBLES;
+        from.kind = o->in[0] < 0 ? FROM_INTEGERS
+                    : p->slots[o->in[0]].kind == FUSED_FLOATS ? FROM_FLOATS : FROM_DOUBLES;
         from.factor = o->in[1] < 0 ? 1.0 : *in[1];
         from.ulp = p->variables[o->out].ulp;
         if (!NAME(add)(v->x + lo, from, size, v->scale, sign))
@@ -429,7 +493,7 @@ INLINE int64_t NAME(fused_op)(const fused_program *p, const fused_operation *o, 
         return FUSED_SOMEWHERE;
     case FUSED_SCALE:
     case FUSED_UNSCALE:
-        c = columns_from(b->c, lo);
+        c = NAME(columns_of)(p, b, block);
         if (o->op == FUSED_SCALE) {
             b->count = NAME(multiply)(v->x + lo, b->heads + lo, c, size, b->words, b->count);
             return -1;
@@ -444,26 +508,25 @@ INLINE int64_t NAME(fused_op)(const fused_program *p, const fused_operation *o, 
                        size - failed, p->spare, 0);
         return lo + failed - 1;
     default:
-        NAME(real_op)(o->op, p->registers + o->out * FUSED_BLOCK, in[0], step[0], in[1], step[1],
+        NAME(real_op)(o->op, NAME(operand)(p, o->out, block, &k), in[0], step[0], in[1], step[1],
                       in[2], step[2], size);
         return -1;
     }
 }
 
-/* All operations on elements [lo, hi), block by block, from the last where p->backwards. Returns
- * -1, or the start of the block at which operation *refused met element *element. */
+/* All operations on blocks [lo, hi), one after the other, from the last where p->backwards. Returns
+ * -1, or the block at which operation *refused met element *element. */
 static int64_t NAME(fused)(fused_program *p, int64_t lo, int64_t hi, int64_t *refused,
                            int64_t *element)
 {
-    int64_t blocks = (hi - lo + FUSED_BLOCK - 1) / FUSED_BLOCK, i, k;
-    for (i = 0; i < blocks; i++) {
-        int64_t at = lo + FUSED_BLOCK * (p->backwards ? blocks - 1 - i : i);
-        int64_t size = hi - at < FUSED_BLOCK ? hi - at : FUSED_BLOCK;
+    int64_t i, k;
+    for (i = lo; i < hi; i++) {
+        int64_t block = p->backwards ? hi - 1 - (i - lo) : i;
         for (k = 0; k < p->length; k++) {
-            *element = NAME(fused_op)(p, &p->operations[k], at, size);
+            *element = NAME(fused_op)(p, &p->operations[k], block);
             if (*element != -1) {
                 *refused = k;
-                return at;
+                return block;
             }
         }
     }

@@ -30,10 +30,11 @@ cdef extern from "kernels.h" nogil:
         const void *at
         double factor, ulp
         int kind
-    int FUSED_BLOCK, FUSED_CONSTANT, FUSED_REGISTER, FUSED_DOUBLES, FUSED_FLOATS
+    int FUSED_BLOCK, FUSED_SLOTS, FUSED_VARIABLES
+    int FUSED_CONSTANT, FUSED_REGISTER, FUSED_DOUBLES, FUSED_FLOATS
     ctypedef struct fused_slot:
-        int kind, at
-        double value
+        int kind, at, many
+        const double *values
         void *array
     ctypedef struct fused_operation:
         pass
@@ -43,6 +44,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct fused_buffer:
         uint32_t *heads
         columns c
+        int by_segment
         uint16_t *words
         int64_t count
     ctypedef struct fused_program:
@@ -52,7 +54,10 @@ cdef extern from "kernels.h" nogil:
         fused_buffer *buffers
         double *registers
         uint16_t *spare
-        int64_t length
+        const int64_t *starts
+        const int32_t *segments
+        double *partials
+        int64_t blocks, length
         int backwards
     ctypedef struct kernel_table:
         const char *name
@@ -293,33 +298,58 @@ cdef class Fused:
     """Operations of fused.py on blocks of vectors of one size; arrays are set, then `run`.
 
     operations: int32, seven columns as in kernels.h. kinds, registers: of the slots.
+    starts: of the blocks, and the end of the last; segments: int32, of each block. sums: how many.
     """
 
     cdef fused_program p
-    cdef fused_slot[64] slots
+    cdef fused_slot[160] slots
     cdef fused_variable[16] variables
     cdef fused_buffer[16] buffers
+    cdef double[160] numbers
     cdef int32_t[:, ::1] operations
     cdef double[::1] registers
+    cdef double[:, ::1] partials
     cdef uint16_t[::1] spare
-    cdef list held
-    cdef Py_ssize_t size
+    cdef int64_t[::1] starts
+    cdef int32_t[::1] segments
+    cdef dict held
+    cdef Py_ssize_t size, most
 
-    def __init__(self, operations, kinds, registers, Py_ssize_t size, bint backwards):
-        if len(kinds) > 64:
-            raise ValueError(f"{len(kinds)} operands; at most 64 fit.")
-        self.operations, self.size, self.held = operations, size, [None] * 112
+    def __init__(self, operations, kinds, registers, int64_t[::1] starts, int32_t[::1] segments,
+                 Py_ssize_t sums, bint backwards):
+        if len(kinds) > FUSED_SLOTS:
+            raise ValueError(f"{len(kinds)} operands; at most {FUSED_SLOTS} fit.")
+        check_sizes(starts.shape[0] - 1, segments.shape[0])
+        self.operations, self.held = operations, {}
+        self.starts, self.segments, self.size = starts, segments, starts[starts.shape[0] - 1]
+        self.most = max(segments, default=-1) + 1
         self.registers = np.zeros((max(registers, default=0) + 1) * FUSED_BLOCK)
+        self.partials = np.zeros((sums, segments.shape[0]))
         self.spare = np.zeros(FUSED_BLOCK, np.uint16)
         for k, (kind, register) in enumerate(zip(kinds, registers, strict=True)):
             self.slots[k].kind, self.slots[k].at = kind, register
+            self.slots[k].values = &self.numbers[k]
         self.p.operations = <const fused_operation *>&self.operations[0, 0]
         self.p.slots, self.p.variables, self.p.buffers = self.slots, self.variables, self.buffers
         self.p.registers, self.p.spare = &self.registers[0], &self.spare[0]
-        self.p.length, self.p.backwards = len(operations), backwards
+        self.p.starts = &self.starts[0]
+        self.p.segments = &self.segments[0] if segments.shape[0] else NULL
+        self.p.partials = &self.partials[0, 0] if self.partials.size else NULL
+        self.p.blocks, self.p.length = segments.shape[0], len(operations)
+        self.p.backwards = backwards
 
-    def constant(self, int k, double value):
-        self.slots[k].value = value
+    def constant(self, int k, value):
+        """One number for all, or a float64 vector of one per segment."""
+        cdef const double[::1] values
+        self.slots[k].many = getattr(value, "ndim", 0)
+        if self.slots[k].many:
+            values = self.held[k] = value
+            if values.shape[0] < self.most:
+                raise ValueError(f"{values.shape[0]} numbers; pass one per segment.")
+            self.slots[k].values = &values[0]
+        else:
+            self.numbers[k] = value
+            self.slots[k].values = &self.numbers[k]
 
     def array(self, int k, reals):
         check_sizes(self.size, len(reals))
@@ -328,30 +358,43 @@ cdef class Fused:
 
     def variable(self, int k, int64_t[::1] x, int fraction_bits):
         check_sizes(self.size, x.shape[0])
-        self.held[64 + k] = x
+        self.held["variable", k] = x
         self.variables[k].x = &x[0] if self.size else NULL
         self.variables[k].scale, self.variables[k].ulp = 2.0**fraction_bits, 2.0**-fraction_bits
 
-    def buffer(self, int k, uint32_t[::1] heads, Ratios ratios):
-        check_sizes(self.size, heads.shape[0], ratios.size or self.size)
-        self.held[80 + k] = heads, ratios
+    def buffer(self, int k, uint32_t[::1] heads, Ratios ratios, bint by_segment):
+        check_sizes(self.size, heads.shape[0])
+        if ratios.size and not by_segment:
+            check_sizes(self.size, ratios.size)
+        elif ratios.size and ratios.size < self.most:
+            raise ValueError(f"{ratios.size} ratios; pass one per segment.")
+        self.held["buffer", k] = heads, ratios
         self.buffers[k].heads = &heads[0] if self.size else NULL
-        self.buffers[k].c = ratios.c
+        self.buffers[k].c, self.buffers[k].by_segment = ratios.c, by_segment
 
     def words(self, int k, uint16_t[::1] words, Py_ssize_t count, Py_ssize_t room):
         check_count(count, words.shape[0], room)
-        self.held[96 + k] = words
+        self.held["words", k] = words
         self.buffers[k].words, self.buffers[k].count = &words[0] if words.shape[0] else NULL, count
 
     def count(self, int k):
         return self.buffers[k].count
 
     def run(self, Py_ssize_t lo, Py_ssize_t hi):
-        """None, or (start of the block, operation, element or -2) that refused; elements before it
-        (after it, backwards) are done, and the block up to that operation."""
+        """None, or (block, operation, element or -2) that refused, for blocks lo to hi; those before
+        it (after it, backwards) are done, and the block up to that operation."""
         cdef int64_t refused = 0, element = -1, at
-        if not 0 <= lo <= hi <= self.size:
-            raise ValueError(f"elements {lo} to {hi} of {self.size}.")
+        if not 0 <= lo <= hi <= self.segments.shape[0]:
+            raise ValueError(f"blocks {lo} to {hi} of {self.segments.shape[0]}.")
         with nogil:
             at = table.fused(&self.p, lo, hi, &refused, &element)
         return None if at < 0 else (at, refused, element)
+
+    def sums(self, Py_ssize_t segments):
+        """The sums by segment, one row each; blocks are added in order."""
+        cdef double[:, ::1] out = np.zeros((self.partials.shape[0], segments))
+        cdef Py_ssize_t k, b
+        for k in range(self.partials.shape[0]):
+            for b in range(self.segments.shape[0]):
+                out[k, self.segments[b]] += self.partials[k, b]
+        return np.asarray(out)

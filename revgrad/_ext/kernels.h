@@ -115,17 +115,24 @@ INLINE void next_divisors(ratio_divisor *n, ratio_divisor *d, columns c, int64_t
 
 /* A statement list as operations on blocks of reals ("registers") and of integers; fused.py. */
 #define FUSED_BLOCK 512
+#define FUSED_SLOTS 160
+#define FUSED_VARIABLES 16
 #define FUSED_SOMEWHERE -2
+#define FUSED_COLUMNS 32 /* of a block whose sum is wanted: see sum in blocks.h */
 enum { FUSED_PLUS, FUSED_MINUS, FUSED_TIMES, FUSED_OVER, FUSED_GREATER, FUSED_LESS, FUSED_EQUAL,
-       FUSED_NEGATE, FUSED_ROOT, FUSED_MAGNITUDE, FUSED_WHERE, FUSED_COPY, FUSED_DECODE, FUSED_EMIT,
-       FUSED_ADD, FUSED_SUBTRACT, FUSED_SCALE, FUSED_UNSCALE };
+       FUSED_NEGATE, FUSED_ROOT, FUSED_MAGNITUDE, FUSED_SIGN, FUSED_WHERE, FUSED_COPY, FUSED_DECODE,
+       FUSED_EMIT, FUSED_ADD, FUSED_SUBTRACT, FUSED_SCALE, FUSED_UNSCALE, FUSED_WIDEN,
+       FUSED_NARROW, FUSED_SUM };
 enum { FUSED_CONSTANT, FUSED_REGISTER, FUSED_DOUBLES, FUSED_FLOATS };
 
-/* Where a real operand comes from; `in` of an operation numbers slots, -1 for none. FUSED_ADD adds
- * in[0], or where there is none the variable `out`, times in[1], or 1. */
+/* Where a real operand comes from or a result goes; `in` and `out` of an operation number slots, -1
+ * for none. A constant has one value, or one per segment. FUSED_ADD adds in[0], or where there is
+ * none the variable `out`, times in[1], or 1. FUSED_SUM sums in[0] times in[1], or 1, as sum `out`.
+ */
 typedef struct {
-    int kind, at; /* at: the register, FUSED_FLOATS has one to convert into */
-    double value;
+    int kind, at; /* at: the register */
+    int many;
+    const double *values;
     void *array;
 } fused_slot;
 
@@ -141,10 +148,12 @@ typedef struct {
 typedef struct {
     uint32_t *heads;
     columns c;
+    int by_segment; /* c has one n and d per segment */
     uint16_t *words;
     int64_t count;
 } fused_buffer;
 
+/* Block k is elements [starts[k], starts[k + 1]), at most FUSED_BLOCK, all in segments[k]. */
 typedef struct {
     const fused_operation *operations;
     fused_slot *slots;
@@ -152,7 +161,10 @@ typedef struct {
     fused_buffer *buffers;
     double *registers;
     uint16_t *spare; /* FUSED_BLOCK words */
-    int64_t length;
+    const int64_t *starts;
+    const int32_t *segments;
+    double *partials; /* sum k of block b at k*blocks + b */
+    int64_t blocks, length;
     int backwards;
 } fused_program;
 

@@ -274,3 +274,155 @@ def empty_buffer(index: int) -> Stuck:
         "opposite order, with the same ratios, and no more often than was done.",
         index,
     )
+
+
+FUSED_ELEMENTS = 512  # in a block, at most
+COLUMNS = 32  # of a block whose sum is wanted
+SOMEWHERE = -2
+
+# By number, as in fused.py: what fills a vector of reals from others.
+REAL_OPERATIONS: dict[int, Any] = {
+    0: np.add,
+    1: np.subtract,
+    2: np.multiply,
+    3: np.divide,
+    4: lambda a, b: np.greater(a, b) * 1.0,
+    5: lambda a, b: np.less(a, b) * 1.0,
+    6: lambda a, b: np.equal(a, b) * 1.0,
+    7: np.negative,
+    8: np.sqrt,
+    9: np.absolute,
+    10: np.sign,
+    11: lambda a, b, c: np.where(a != 0, b, c),
+    12: lambda a: a,
+    19: lambda a: a,
+    20: lambda a: a,
+}
+DECODE, EMIT, ADD, SUBTRACT, SCALE, UNSCALE, SUM = 13, 14, 15, 16, 17, 18, 21
+CONSTANT, REGISTER = 0, 1
+
+
+def block_sum(terms: npt.NDArray[np.float64]) -> float:
+    """The sum of a block: element j goes to column j mod COLUMNS, in order; then the upper half of
+    the columns is added to the lower, and so on."""
+    columns = np.zeros(COLUMNS)
+    for start in range(0, len(terms), COLUMNS):
+        part = terms[start : start + COLUMNS]
+        columns[: len(part)] += part
+    while len(columns) > 1:
+        half = len(columns) // 2
+        columns = columns[:half] + columns[half:]
+    return float(columns[0])
+
+
+class Fused:
+    """Operations of fused.py on one block after the other. See exact.Fused, and kernels.h."""
+
+    def __init__(
+        self,
+        operations: Any,
+        kinds: list[int],
+        registers: list[int],
+        starts: Any,
+        segments: Any,
+        sums: int,
+        backwards: bool,
+    ) -> None:
+        self.operations, self.kinds, self.registers = operations.tolist(), kinds, registers
+        self.starts, self.segments, self.backwards = starts.tolist(), segments.tolist(), backwards
+        self.constants: dict[int, Any] = {}
+        self.arrays: dict[int, Any] = {}
+        self.variables: dict[int, tuple[Any, int]] = {}
+        self.buffers: dict[int, tuple[Any, Ratios, bool]] = {}
+        self.stacks: dict[int, tuple[Any, int]] = {}
+        self.filled = np.zeros((max(registers, default=0) + 1, FUSED_ELEMENTS))
+        self.partials = np.zeros((sums, len(self.segments)))
+
+    def constant(self, k: int, value: Any) -> None:
+        self.constants[k] = value
+
+    def array(self, k: int, reals: Any) -> None:
+        check_sizes(self.starts[-1], len(reals))
+        self.arrays[k] = reals
+
+    def variable(self, k: int, x: Int64s, fraction_bits: int) -> None:
+        check_sizes(self.starts[-1], len(x))
+        self.variables[k] = x, fraction_bits
+
+    def buffer(self, k: int, heads: Heads, ratios: Ratios, by_segment: bool) -> None:
+        self.buffers[k] = heads, ratios, by_segment
+
+    def words(self, k: int, words: Words, count: int, room: int) -> None:
+        check_count(count, len(words), room)
+        self.stacks[k] = words, count
+
+    def count(self, k: int) -> int:
+        return self.stacks[k][1]
+
+    def run(self, lo: int, hi: int) -> tuple[int, int, int] | None:
+        for block in reversed(range(lo, hi)) if self.backwards else range(lo, hi):
+            for k, operation in enumerate(self.operations):
+                with np.errstate(all="ignore"):
+                    element = self._do(block, *operation)
+                if element != -1:
+                    return block, k, element
+        return None
+
+    def sums(self, segments: int) -> npt.NDArray[np.float64]:
+        """The sums by segment, one row each; blocks are added in order."""
+        out = np.zeros((len(self.partials), segments))
+        for block, segment in enumerate(self.segments):
+            out[:, segment] += self.partials[:, block]
+        return out
+
+    def _at(self, slot: int, block: int) -> Any:
+        """A number, or the reals of a block."""
+        lo, hi = self.starts[block : block + 2]
+        if self.kinds[slot] == CONSTANT:
+            value = self.constants[slot]
+            return value[self.segments[block]] if np.ndim(value) else value
+        if self.kinds[slot] == REGISTER:
+            return self.filled[self.registers[slot], : hi - lo]
+        return self.arrays[slot][lo:hi]
+
+    def _do(self, block: int, op: int, out: int, a: int, b: int, c: int, v: int, k: int) -> int:
+        """One operation on a block; the element that refuses, or SOMEWHERE, or -1."""
+        lo, hi = self.starts[block : block + 2]
+        operands = [self._at(slot, block) for slot in (a, b, c) if slot >= 0]
+        if op == SUM:
+            terms = operands[0] * operands[1] if b >= 0 else operands[0]
+            self.partials[out, block] = block_sum(terms)
+            return -1
+        if op in REAL_OPERATIONS:
+            self._at(out, block)[:] = REAL_OPERATIONS[op](*operands)
+            return -1
+        x, bits = self.variables[v]
+        if op in (DECODE, EMIT):
+            decode(x[lo:hi], bits, self._at(out, block))
+        elif op in (ADD, SUBTRACT):
+            delta = np.empty(hi - lo)
+            if a < 0:
+                decode(self.variables[out][0][lo:hi], self.variables[out][1], delta)
+            else:
+                delta[:] = operands[0]
+            delta *= 1.0 if b < 0 else operands[-1]
+            if add_floats(x[lo:hi], delta, bits, 1 if op == ADD else -1) >= 0:
+                return SOMEWHERE
+        else:
+            return self._scale(block, op, x[lo:hi], k)
+        return -1
+
+    def _scale(self, block: int, op: int, x: Int64s, k: int) -> int:
+        lo, hi = self.starts[block : block + 2]
+        heads, ratios, by_segment = self.buffers[k]
+        words, count = self.stacks[k]
+        part = ratios.part(lo, hi)
+        if by_segment:
+            part = ratios.part(self.segments[block], self.segments[block] + 1)
+            part = Ratios(int(np.ravel(part.n)[0]), int(np.ravel(part.d)[0]), hi - lo)
+        try:
+            move = multiply_by if op == SCALE else divide_by
+            self.stacks[k] = words, move(x, heads[lo:hi], part, words, count)
+        except Stuck as error:
+            return lo + error.index
+        return -1
