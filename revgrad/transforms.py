@@ -18,6 +18,8 @@ def vjp(f, *primals, has_aux=False):
     primals: trees of float arrays or Python floats.
     Returns (out, pullback), or (out, pullback, aux) where f returns (out, aux). pullback takes a
     cotangent tree like out and returns a tuple of cotangents like primals; it may be called again.
+    out and aux are the caller's own: what is done to them in place changes neither primals nor
+    pull-back. The primals themselves must stay as they are until the last pull-back.
     Raises: TypeError for leaves that are not real floats, naming the leaf's path; MissingRule.
     """
     return _vjp(lambda primals: f(*primals), primals, "primals", has_aux)
@@ -31,7 +33,7 @@ def _vjp(f, tree, what, has_aux=False):
         out, aux = _split_aux(f(optree.tree_unflatten(treedef, boxes)), has_aux)
         out_leaves, out_tree = optree.tree_flatten(out)
         values, nodes = zip(*map(trace.unwrap, out_leaves), strict=True) if out_leaves else ((), ())
-        aux = optree.tree_map(lambda x: trace.unwrap(x)[0], aux)
+        aux = optree.tree_map(lambda x: _own(trace.unwrap(x)[0]), aux)
 
     def pullback(cotangent):
         given = flatten_like(cotangent, out_tree, "the cotangent", "the function's result")
@@ -40,7 +42,7 @@ def _vjp(f, tree, what, has_aux=False):
         found = pull_back(pairs, [box.node for box in boxes])
         return optree.tree_unflatten(treedef, _answers(found, leaves, given))
 
-    out = optree.tree_unflatten(out_tree, values)
+    out = optree.tree_unflatten(out_tree, map(_own, values))
     return (out, pullback, aux) if has_aux else (out, pullback)
 
 
@@ -48,6 +50,7 @@ def jvp(f, primals, tangents, *, has_aux=False):
     """Push tangents forward through f: returns (out, tangent of out), and aux with has_aux.
 
     primals: tuple of trees of floats; tangents: the same trees. A tangent of None is zero.
+    out, its tangent and aux share no memory with primals and tangents.
     Raises: TypeError for leaves that are not real floats or trees that differ.
     """
     for what, x in (("primals", primals), ("tangents", tangents)):
@@ -61,8 +64,8 @@ def jvp(f, primals, tangents, *, has_aux=False):
         out, aux = _split_aux(f(*optree.tree_unflatten(treedef, boxes)), has_aux)
         out_leaves, out_tree = optree.tree_flatten(out)
         values, found = zip(*map(trace.unwrap, out_leaves), strict=True) if out_leaves else ((), ())
-        aux = optree.tree_map(lambda x: trace.unwrap(x)[0], aux)
-    out = optree.tree_unflatten(out_tree, values)
+        aux = optree.tree_map(lambda x: _own(trace.unwrap(x)[0]), aux)
+    out = optree.tree_unflatten(out_tree, map(_own, values))
     tangent = optree.tree_unflatten(out_tree, _answers(found, values, given))
     return (out, tangent, aux) if has_aux else (out, tangent)
 
@@ -307,6 +310,24 @@ def _answers(found, likes, given):
         taken.add(id(_owner(x)))
         answers.append(x)
     return answers
+
+
+def _own(x):
+    """A copy of an array that f returned, which may be its argument or what a pull-back needs.
+
+    In the same steps through memory, as later sums and functions see them. What is traced stays:
+    nobody can change it in place, and the older trace ends here too.
+    """
+    if not isinstance(x, np.ndarray):
+        return x.copy("K") if hasattr(x, "strides") and not isinstance(x, np.generic) else x
+    if x.flags.c_contiguous or x.flags.f_contiguous or x.dtype.hasobject:
+        return x.copy("K")
+    span = [(n - 1) * s for n, s in zip(x.shape, x.strides, strict=True)] if x.size else []
+    first, last = -sum(s for s in span if s < 0), sum(s for s in span if s > 0)
+    memory = np.empty(first + last + x.itemsize, np.uint8)
+    copy = np.ndarray(x.shape, x.dtype, memory, first, x.strides)
+    copy[...] = x
+    return copy
 
 
 def in_kind(x, like):

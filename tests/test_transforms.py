@@ -13,9 +13,10 @@ import optree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import float_arrays, random_array, trees
+from strategies import LAYOUTS, float_arrays, lay_out, random_array, trees
 
 from revgrad import grad, hessian, hvp, jacfwd, jacrev, jvp, stop_gradient, value_and_grad, vjp
+from revgrad.compiled import compile
 from revgrad.errors import LeakedBox
 from revgrad.testing import check_duality, check_grads
 
@@ -254,6 +255,48 @@ def test_derivatives_are_the_callers_own(f, args):
         if isinstance(x, np.ndarray):
             x += 100
     optree.tree_map(np.testing.assert_array_equal, pullback(cts), before)
+
+
+def _every_array(tree):
+    return [x for x in optree.tree_leaves(tree) if isinstance(x, np.ndarray)]
+
+
+_ALIASES = {
+    "a residual": lambda x: np.exp(x),
+    "the argument": lambda x: x,
+    "a view": lambda x: x[::-1],
+    "a part": lambda x: (x * x, x[:, ::2]),
+    "a residual of another output": lambda x: [np.sum(np.tanh(x) ** 2), np.tanh(x)],
+    "the same twice": lambda x: (x, x, np.transpose(x)),
+    "stopped": lambda x: (x * x, stop_gradient(x)),
+    "no axis": lambda x: (np.reshape(x[0, 0] + x[0, 1], ()), np.sum(x) + x),
+    "rows that overlap": lambda x: (np.sum(x * x), stop_gradient(x)[[0, 0]][:, 1:]),
+    "spread": lambda x: np.broadcast_to(x, (2, 2, 3)),
+    "empty": lambda x: x[:0, ::2],
+    "compiled": compile(lambda x: (x, np.tanh(x) * x)),
+}
+
+
+@pytest.mark.parametrize("f", _ALIASES.values(), ids=_ALIASES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_results_are_the_callers_own(f, layout):
+    """Changing them in place changes neither the arguments nor the pull-back."""
+    x = lay_out(random_array((2, 3)), layout)
+    kept, expected = x.copy(), f(x)
+    out, pullback = vjp(f, x)
+    for got, value in zip(_every_array(out), _every_array(expected), strict=True):
+        assert np.array_equal(got, value)
+        assert got.size == 0 or got.strides == value.strides
+    cts = optree.tree_map(np.ones_like, out)
+    before = pullback(cts)
+    pushed, _, aux = jvp(lambda x: (f(x), f(x)), (x,), (np.ones_like(x),), has_aux=True)
+    _, _, aux_of_pull = vjp(lambda x: (f(x), f(x)), x, has_aux=True)
+    for y in _every_array((out, pushed, aux, aux_of_pull)):
+        if y.flags.writeable:
+            y *= 0
+            y -= 7
+    assert np.array_equal(x, kept)
+    assert np.array_equal(pullback(cts)[0], before[0])
 
 
 # vjp and jvp.
