@@ -17,10 +17,11 @@ from revgrad.transforms import flatten_floats, value_and_grad, zeros_like
 
 @dataclass
 class Minimum:
-    """What `minimize` found.
+    """What `minimize` found; handed to it again, it goes on from there.
 
     hyper: the tree after the last step; values: the hyperloss before each step, so values[k]
     belongs to the tree after k steps; best_hyper, best_value: the lowest of these; aux: the last.
+    state: the optimizer's variables after the last step, each a tree like hyper.
     """
 
     hyper: Any
@@ -28,6 +29,7 @@ class Minimum:
     best_hyper: Any = None
     best_value: float = np.inf
     aux: Any = None
+    state: dict | None = None
 
 
 def minimize(
@@ -41,80 +43,131 @@ def minimize(
     progress=True,
     callback=None,
 ):
-    """Take `until` steps of an optimizer on a hyperloss, by its gradient; returns a Minimum.
+    """Step an optimizer on a hyperloss, by its gradient, `until` that step; returns a Minimum.
 
     hyperloss(hyper) or hyperloss(hyper, step) -> scalar, or (scalar, aux) with has_aux=True; the
         step is passed to a second argument that has no default, or is called `step`.
-    hyper0: tree of floats. optimizer: any of revgrad's, in float arithmetic; default Adam(0.04).
+    hyper0: tree of floats, or a Minimum, to go on where that one ended: with the same optimizer the
+        bits are those of one long run. until: the number of steps, earlier ones included.
+    optimizer: any of revgrad's, in float arithmetic; default Adam(0.04).
     stop(values) -> True ends the loop; so does StopRun from callback(step, metrics), which gets
     "value", "hyper", "gradient" and "aux". progress: a progress bar with the current value.
     Raises: ValueError where the hyperloss or its gradient is not finite, with the step; what
-    hyperloss raises.
+    hyperloss raises, and Ctrl-C. What ends the loop so carries the steps taken before it, as a
+    Minimum in its attribute `minimum`.
     """
     optimizer = Adam(0.04) if optimizer is None else optimizer
+    _check_arguments(hyperloss, optimizer, stop, callback)
+    until = whole_number(until, "until", 0)
+    found = hyper0 if isinstance(hyper0, Minimum) else Minimum(hyper0)
+    evaluate, update = _evaluator(hyperloss, has_aux), _updater(optimizer, found, until)
+    steps = range(len(found.values), until)
+    with tqdm(
+        steps, disable=not progress, desc="hyperloss", initial=steps.start, total=until
+    ) as bar:
+        for step in bar:
+            try:
+                hyper = found.hyper
+                value, aux, gradient = evaluate(hyper, step)
+                found = _after(found, value, aux, *update(found, gradient, step))
+                bar.set_postfix_str(f"{value:.4f}")
+                metrics = {"value": value, "hyper": hyper, "gradient": gradient, "aux": aux}
+                if _told_to_stop(callback, stop, step, found, metrics):
+                    break
+            except BaseException as error:  # Ctrl-C too: hours of outer steps must not be lost
+                error.minimum = found
+                raise
+    return found
+
+
+def _check_arguments(hyperloss, optimizer, stop, callback):
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}; pass one of revgrad's, e.g. Adam(0.04)."
         )
-    until = whole_number(until, "until", 0)
+    for name, f in (("hyperloss", hyperloss), ("stop", stop), ("callback", callback)):
+        if not callable(f) and not (f is None and name != "hyperloss"):
+            raise TypeError(f"{name} is a {type(f).__name__}; pass a function.")
+
+
+def _evaluator(hyperloss, has_aux):
+    """(hyper, step) -> (value, aux, gradient), all finite."""
     takes_step = _takes_step(hyperloss)
-    leaves, tree = flatten_floats(hyper0, "hyper0")
+    both = value_and_grad(hyperloss, has_aux=has_aux)
+
+    def evaluate(hyper, step):
+        value, gradient = both(hyper, step) if takes_step else both(hyper)
+        value, aux = value if has_aux else (value, None)
+        _check_finite(value, gradient, step)
+        return float(value), aux, gradient
+
+    return evaluate
+
+
+def _updater(optimizer, start, until):
+    """(found, gradient, step) -> the hyper tree and the optimizer's state after that step."""
+    leaves, tree = flatten_floats(start.hyper, "hyper0")
+    if not leaves:
+        raise TypeError(
+            f"hyper0 is {start.hyper!r}, which holds no number; there is nothing to tune."
+        )
     layout = Layout(leaves, tree)
     spreads = {
         k: Spread.of(f"{optimizer.name}({k}=...)", resolve(v, until), layout)
         for k, v in optimizer.hyper.items()
     }
-    variables = {"params": leaves} | {
-        k: [zeros_like(x) for x in leaves] for k in optimizer.variables
-    }
-    found, bar = Minimum(hyper0), tqdm(range(until), disable=not progress, desc="hyperloss")
-    for step in bar:
-        hyper = optree.tree_unflatten(tree, variables["params"])
-        args = (hyper, step) if takes_step else (hyper,)
-        value, gradient = value_and_grad(hyperloss, has_aux=has_aux)(*args)
-        value, found.aux = value if has_aux else (value, None)
-        _check_finite(value, gradient, step)
-        found.values.append(float(value))
-        if value < found.best_value:
-            found.best_hyper, found.best_value = hyper, float(value)
-        bar.set_postfix_str(f"{float(value):.4f}")
-        variables = optimizer.float_step(
-            variables,
+    if start.state is not None and start.state.keys() != set(optimizer.variables):
+        raise TypeError(
+            f"hyper0 was found by an optimizer with variables {sorted(start.state)}, "
+            f"{optimizer.name} has {sorted(optimizer.variables)}; pass hyper0.hyper to start anew."
+        )
+
+    def update(found, gradient, step):
+        state = found.state or dict.fromkeys(
+            optimizer.variables, optree.tree_map(zeros_like, found.hyper)
+        )
+        variables = {"params": found.hyper, **state}
+        now = optimizer.float_step(
+            {name: optree.tree_leaves(x) for name, x in variables.items()},
             optree.tree_leaves(gradient),
-            lambda name, k, t=step: spreads[name][0].at_leaf(spreads[name][1], k, t),
+            lambda name, k: spreads[name][0].at_leaf(spreads[name][1], k, step),
             step + 1,
         )
-        found.hyper = optree.tree_unflatten(tree, variables["params"])
-        if _told_to_stop(callback, stop, step, found, hyper, gradient):
-            break
-    return found
+        after = {name: optree.tree_unflatten(tree, x) for name, x in now.items()}
+        return after.pop("params"), after
+
+    return update
+
+
+def _after(found, value, aux, hyper, state):
+    """The Minimum after one more step; the old one stays as it is."""
+    best = {"best_hyper": found.best_hyper, "best_value": found.best_value}
+    if value < found.best_value:
+        copy = optree.tree_map(lambda x: x.copy() if hasattr(x, "copy") else x, found.hyper)
+        best = {"best_hyper": copy, "best_value": value}
+    return Minimum(hyper, [*found.values, value], aux=aux, state=state, **best)
 
 
 def _check_finite(value, gradient, step):
+    cure = "lower the rate" if step else "nothing was changed yet, so look at hyper0"
     if not np.isfinite(value):
-        raise ValueError(f"the hyperloss is {value} at outer step {step}; lower the rate.")
+        raise ValueError(f"the hyperloss is {value} at outer step {step}; {cure}.")
     for path, leaf in zip(*optree.tree_flatten_with_path(gradient)[:2], strict=True):
         if not np.all(np.isfinite(leaf)):
             name = "".join(f"[{p!r}]" for p in path)
             raise ValueError(
                 f"the hypergradient{name} is not finite at outer step {step}, where the hyperloss "
-                f"is {value}; lower the rate, or look for a function without a slope there."
+                f"is {value}; {cure}, or look for a function without a slope there."
             )
 
 
-def _told_to_stop(callback, stop, step, found, hyper, gradient):
+def _told_to_stop(callback, stop, step, found, metrics):
     if callback is not None:
-        metrics = {
-            "value": found.values[-1],
-            "hyper": hyper,
-            "gradient": gradient,
-            "aux": found.aux,
-        }
         try:
             callback(step, metrics)
         except StopRun:
             return True
-    return stop is not None and bool(stop(found.values))
+    return stop is not None and bool(stop(list(found.values)))
 
 
 def _takes_step(hyperloss):

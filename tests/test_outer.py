@@ -1,5 +1,7 @@
 """The outer loop."""
 
+import pickle
+
 import numpy as np
 import pytest
 from training import batches_of, bits, hyper_of, loss, params_of, validation_loss
@@ -124,6 +126,66 @@ def test_stop_run_and_stop_end_the_loop_after_a_step():
         assert bits(found.hyper) == bits(expected.hyper) and found.values == expected.values
 
 
+@pytest.mark.parametrize("optimizer", [rg.Adam(0.1), rg.Momentum(0.1, 0.9), rg.SGD(0.1)])
+def test_a_minimum_goes_on_where_it_ended(optimizer):
+    whole = rg.minimize(bowl, START, optimizer, until=9, **quiet)
+    part = rg.minimize(bowl, START, optimizer, until=4, **quiet)
+    kept = bits(part.hyper), list(part.values)
+    part = pickle.loads(pickle.dumps(part))
+    again = rg.minimize(bowl, part, optimizer, until=9, **quiet)
+    assert bits(again.hyper) == bits(whole.hyper) and again.values == whole.values
+    assert bits(again.best_hyper) == bits(whole.best_hyper)
+    assert (bits(part.hyper), part.values) == kept
+    assert rg.minimize(bowl, whole, optimizer, until=3, **quiet) is whole
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, MemoryError])
+def test_what_was_found_survives_an_interruption(error):
+    whole = rg.minimize(bowl, START, until=9, **quiet)
+
+    def interrupted(hyper, step):
+        if step == 4:
+            raise error
+        return bowl(hyper)
+
+    def interrupting(step, metrics):
+        if step == 3:
+            raise error
+
+    for call in (
+        lambda: rg.minimize(interrupted, START, until=9, **quiet),
+        lambda: rg.minimize(bowl, START, until=9, callback=interrupting, **quiet),
+    ):
+        with pytest.raises(error) as caught:
+            call()
+        found = caught.value.minimum
+        assert found.values == whole.values[:4]
+        again = rg.minimize(bowl, found, until=9, **quiet)
+        assert bits(again.hyper) == bits(whole.hyper) and again.values == whole.values
+
+
+def test_a_value_that_is_not_finite_leaves_the_best():
+    with pytest.raises(ValueError, match="at outer step 3; lower the rate") as caught:
+        rg.minimize(lambda h, step: bowl(h) + (np.nan if step == 3 else 0), START, **quiet)
+    assert caught.value.minimum.best_value == min(caught.value.minimum.values)
+    with pytest.raises(
+        ValueError, match=r"at outer step 0; nothing was changed yet.*look at hyper0"
+    ):
+        rg.minimize(lambda h: bowl(h) * np.nan, START, **quiet)
+
+
+def test_a_callback_cannot_change_what_was_found():
+    def spoil(step, metrics):
+        metrics["hyper"]["a"] *= np.nan
+        metrics["gradient"]["a"] *= np.nan
+
+    start = {"a": START["a"].copy(), "b": 0.5}
+    found = rg.minimize(bowl, start, until=5, callback=spoil, stop=lambda v: v.clear(), **quiet)
+    expected = rg.minimize(bowl, START, until=5, **quiet)
+    assert bits((found.hyper, found.best_hyper)) == bits((expected.hyper, expected.best_hyper))
+    assert found.values == expected.values
+
+
 def test_other_exceptions_pass():
     def callback(step, metrics):
         raise KeyError("mine")
@@ -178,6 +240,16 @@ REFUSED = {
         {"optimizer": rg.SGD({"c": 0.1})},
         TypeError,
         r"^SGD\(learning_rate=\.\.\.\) is a tree that is no prefix",
+    ),
+    "no numbers": ({"hyper0": {"a": None}}, TypeError, "^hyper0 is .* holds no number; there is"),
+    "a value for a hyperloss": ({"hyperloss": 1.0}, TypeError, "^hyperloss is a float; pass a fun"),
+    "no hyperloss": ({"hyperloss": None}, TypeError, "^hyperloss is a NoneType; pass a function"),
+    "a number for stop": ({"stop": 3}, TypeError, "^stop is a int; pass a function"),
+    "a list of callbacks": ({"callback": []}, TypeError, "^callback is a list; pass a function"),
+    "another optimizer": (
+        {"hyper0": rg.minimize(bowl, START, until=1, **quiet), "optimizer": rg.SGD(0.1)},
+        TypeError,
+        r"^hyper0 was found by an optimizer with variables .*; pass hyper0\.hyper to start anew",
     ),
     "no scalar": ({"hyperloss": lambda h: h["a"]}, TypeError, "a gradient needs one real float"),
 }
