@@ -234,6 +234,9 @@ class ArrayBox(Box):
         return functions[operator.abs](self)
 
     T = property(lambda self: call(np.transpose, self))
+    real = property(lambda self: call(np.real, self))
+    imag = property(lambda self: call(np.imag, self))
+    conj, conjugate = _method(np.conj), _method(np.conjugate)
     sum, mean, max, min = map(_method, (np.sum, np.mean, np.max, np.min))
     var, std, any, all = map(_method, (np.var, np.std, np.any, np.all))
     squeeze, ravel, swapaxes = map(_method, (np.squeeze, np.ravel, np.swapaxes))

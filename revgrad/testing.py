@@ -204,7 +204,7 @@ class ForeignArray(NDArrayOperatorsMixin):
     __float__ = __int__ = __index__ = __array__
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
-        if not all(isinstance(x, (ForeignArray, int, float, np.generic)) for x in inputs):
+        if not all(isinstance(x, (ForeignArray, int, float, complex, np.generic)) for x in inputs):
             return NotImplemented
         if "out" in kwargs:
             kwargs["out"] = tuple(map(_home, kwargs["out"]))
@@ -304,6 +304,8 @@ def _random_like(tree, rng):
     def draw(x):
         x = plain(x)
         r = rng.standard_normal(np.shape(x))
+        if dtype_of(x).kind == "c":
+            r = r + 1j * rng.standard_normal(np.shape(x))
         if isinstance(x, ForeignArray):
             return ForeignArray(r.astype(x.dtype))
         return cast(np.asarray(r)[()], dtype_of(x))
@@ -312,12 +314,12 @@ def _random_like(tree, rng):
 
 
 def _double(x):
-    x = plain(x)
-    return np.asarray(_home(x), np.float64)
+    x = np.asarray(_home(plain(x)))
+    return np.asarray(x, np.complex128 if x.dtype.kind == "c" else np.float64)
 
 
 def _widened(tree):
-    """The tree in float64, array types kept."""
+    """The tree in float64 or complex128, array types kept."""
 
     def widen(x):
         return ForeignArray(_double(x)) if isinstance(plain(x), ForeignArray) else _double(x)[()]
@@ -326,16 +328,16 @@ def _widened(tree):
 
 
 def _is_double(tree):
-    return all(dtype_of(x) == np.float64 for x in optree.tree_leaves(tree))
+    return all(dtype_of(x) in (np.float64, np.complex128) for x in optree.tree_leaves(tree))
 
 
 def _size(tree):
-    return float(np.sqrt(sum(np.sum(_double(x) ** 2) for x in optree.tree_leaves(tree))))
+    return float(np.sqrt(sum(np.sum(np.abs(_double(x)) ** 2) for x in optree.tree_leaves(tree))))
 
 
 def _inner(a, b):
     pairs = zip(optree.tree_leaves(a), optree.tree_leaves(b), strict=True)
-    return sum(float(np.sum(_double(x) * _double(y))) for x, y in pairs)
+    return sum(float(np.sum(_double(x) * _double(y)).real) for x, y in pairs)
 
 
 def _same_bits(a, b):

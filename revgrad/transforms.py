@@ -15,7 +15,7 @@ from revgrad.tape import Primitive, Pull, Push, pull_back
 def vjp(f, *primals, has_aux=False):
     """Run f and prepare its pull-back.
 
-    primals: trees of float arrays or Python floats.
+    primals: trees of float arrays or Python floats; complex ones too.
     Returns (out, pullback), or (out, pullback, aux) where f returns (out, aux). pullback takes a
     cotangent tree like out and returns a tuple of cotangents like primals; it may be called again.
     out and aux are the caller's own: what is done to them in place changes neither primals nor
@@ -27,7 +27,7 @@ def vjp(f, *primals, has_aux=False):
 
 def _vjp(f, tree, what, has_aux=False):
     """vjp of a function of one tree, which errors call `what`."""
-    leaves, treedef = flatten_floats(tree, what)
+    leaves, treedef = flatten_floats(tree, what, "fc")
     with Pull(ArrayBox) as trace:
         boxes = [trace.input(x) for x in leaves]
         out, aux = _split_aux(f(optree.tree_unflatten(treedef, boxes)), has_aux)
@@ -56,7 +56,7 @@ def jvp(f, primals, tangents, *, has_aux=False):
     for what, x in (("primals", primals), ("tangents", tangents)):
         if not isinstance(x, (tuple, list)):
             raise TypeError(f"{what} is {_describe(x)}; pass a tuple, one entry per argument of f.")
-    leaves, treedef = flatten_floats(tuple(primals), "primals")
+    leaves, treedef = flatten_floats(tuple(primals), "primals", "fc")
     given = _flatten_tangents(tuple(tangents), tuple(primals))
     ts = _matched(given, leaves, treedef, "tangents")
     with Push(ArrayBox) as trace:
@@ -75,7 +75,8 @@ def value_and_grad(f, argnums=0, has_aux=False):
 
     f must return a real scalar (or scalar, aux). argnums: an int, or a tuple (then the gradients
     are a tuple). Gradients have the tree, shapes, dtypes and kinds of their arguments: a Python
-    float for a Python float, a NumPy scalar for a NumPy scalar, an array for an array.
+    float for a Python float, a NumPy scalar for a NumPy scalar, an array for an array. At a complex
+    x + iy it is df/dx - i df/dy: step along its conjugate.
     Raises: TypeError if the result is not a scalar float or an argument has leaves that are not.
     """
 
@@ -120,8 +121,11 @@ def jacrev(f, argnums=0):
     @wraps(f)
     def jacobian(*args, **kwargs):
         function, chosen, as_argnums = _select(f, args, kwargs, argnums)
+        flatten_floats(chosen, "argument")
         out, pullback = _vjp(function, chosen, "argument")
         leaves, tree = optree.tree_flatten(out)
+        if any(_kind(plain(x)) == "c" for x in leaves):
+            raise TypeError("jacrev of a complex result; give jacrev its np.real and np.imag.")
         blocks = []
         for i, leaf in enumerate(leaves):
             rows = [pullback(optree.tree_unflatten(tree, e)) for e in _basis(leaves, i)]
@@ -172,16 +176,17 @@ def stop_gradient(x):
 
 
 _stop = Primitive("stop_gradient", lambda x: x, constant=True)
-_NUMBERS = (np.ndarray, np.generic, float)
+_NUMBERS = (np.ndarray, np.generic, float, complex)
+_complex = define("complex", complex, ["linear"], [lambda ct, out, x: ct], register=False)
 _float = define("float", float, ["linear"], [lambda ct, out, x: ct], register=False)
 _array = define("array", np.array, ["linear"], [lambda ct, out, x: ct], register=False)
 
 
-def flatten_floats(tree, what):
+def flatten_floats(tree, what, kinds="f"):
     """Leaves and treedef of a tree whose leaves must all be real floats; errors name the path."""
     leaves, treedef = optree.tree_flatten(tree)
     for k, leaf in enumerate(leaves):
-        if _kind(plain(leaf)) != "f":
+        if _kind(plain(leaf)) not in kinds:
             raise TypeError(
                 f"{what}{_path(treedef, k)} is {_describe(leaf)}, which has no derivative; "
                 "pass real floats, e.g. x.astype(float), or keep it out of the differentiated tree."
@@ -204,7 +209,7 @@ def zeros_like(x):
     """Zeros of x's kind, shape and dtype, not traced."""
     x = plain(x)
     if not hasattr(x, "dtype"):
-        return 0.0 if isinstance(x, float) else np.zeros_like(x)
+        return type(x)(0) if isinstance(x, (float, complex)) else np.zeros_like(x)
     return x.dtype.type(0) if isinstance(x, np.generic) else np.zeros_like(x)
 
 
@@ -244,7 +249,7 @@ def _select(f, args, kwargs, argnums):
 def _kind(x):
     if hasattr(x, "dtype"):
         return getattr(x.dtype, "kind", "?")
-    return "f" if isinstance(x, float) else "?"
+    return "f" if isinstance(x, float) else "c" if isinstance(x, complex) else "?"
 
 
 def _describe(x):
@@ -288,7 +293,8 @@ def _matched(given, values, treedef, what):
             raise TypeError(
                 f"{what}{_path(treedef, k)} has shape {shape_of(t)}, its value {shape_of(value)}."
             )
-        if t is not None and dtype_of(t).kind not in "fiub":
+        numbers = "fiubc" if _kind(plain(value)) == "c" else "fiub"
+        if t is not None and dtype_of(t).kind not in numbers:
             raise TypeError(
                 f"{what}{_path(treedef, k)} is {_describe(t)}; real numbers are wanted."
             )
@@ -337,7 +343,7 @@ def in_kind(x, like):
     if type(value) is type(like) or shape_of(value) or not known:
         return x
     if not hasattr(like, "dtype"):
-        return _float(x)
+        return _complex(x) if isinstance(like, complex) else _float(x)
     x = x if isinstance(value, np.ndarray) else _array(x)
     return x if isinstance(like, np.ndarray) else x[()]
 
@@ -362,8 +368,14 @@ def _basis(leaves, i):
 
 
 def _of_argument(blocks, x):
-    """Blocks of a Jacobian with the dtype of the argument, and its kind where they are numbers."""
-    return optree.tree_map(lambda b: in_kind(cast(b, dtype_of(x)), x), blocks)
+    """Blocks of a Jacobian in the argument's precision, and in its kind where they are numbers."""
+
+    def convert(block):
+        if dtype_of(block).kind == "c":
+            return cast(block, np.result_type(dtype_of(x), np.complex64))
+        return in_kind(cast(block, dtype_of(x)), x)
+
+    return optree.tree_map(convert, blocks)
 
 
 def _stack_trees(trees, like, axis, shape):

@@ -5,18 +5,21 @@ from functools import partial
 
 import numpy as np
 
-from revgrad.arrays import functions
+from revgrad.arrays import functions, plain
 from revgrad.rules.row import (
     cast,
     composite,
     constant,
     define,
+    derived,
     dtype_of,
     elementwise,
     elementwise_primitive,
+    is_complex,
     match,
     unbroadcast,
 )
+from revgrad.tape import Primitive
 
 
 def _share(out, x, y):
@@ -31,7 +34,14 @@ def _power_base(out, x, y):
 
 
 def _power_exponent(out, x, y):
+    if is_complex(out):
+        return out * np.log(cast(np.where(x == 0, 1.0, x), dtype_of(out)))
     return out * np.log(np.where(x > 0, x, 1.0))
+
+
+def _direction(out, x):
+    """The derivative of abs: of a complex number, to be multiplied and its real part taken."""
+    return np.conjugate(x) / np.where(out == 0, 1.0, out) if is_complex(x) else np.sign(x)
 
 
 # keys, then a partial derivative per argument. Operators and ufuncs are separate primitives: on
@@ -54,7 +64,7 @@ elementwise((np.log1p,), lambda out, x: 1 / (1 + x))
 elementwise((np.sqrt,), lambda out, x: 0.5 / out)
 elementwise((np.square,), lambda out, x: 2 * x)
 elementwise((np.reciprocal,), lambda out, x: -out * out)
-elementwise((operator.abs, np.absolute, np.fabs), lambda out, x: np.sign(x))
+elementwise((operator.abs, np.absolute, np.fabs), _direction)
 elementwise((np.sin,), lambda out, x: np.cos(x))
 elementwise((np.cos,), lambda out, x: -np.sin(x))
 elementwise((np.tan,), lambda out, x: 1 + out * out)
@@ -72,6 +82,54 @@ elementwise(
     lambda out, y, x: -y / (x * x + y * y),
 )
 elementwise((np.hypot,), lambda out, x, y: x / out, lambda out, x, y: y / out)
+
+# Parts of complex numbers: linear over the reals.
+_imag = define(
+    "imag",
+    np.imag,
+    ["linear"],
+    [lambda ct, out, x: cast(ct, dtype_of(x)) * -1j],
+)
+define(
+    np.real,
+    np.real,
+    ["linear"],
+    [lambda ct, out, x: cast(ct, dtype_of(x))],
+)
+define(np.conjugate, np.conjugate, ["linear"], [lambda ct, out, x: np.conjugate(ct)])
+
+
+@composite(np.imag)
+def _np_imag(val):
+    return _imag(val) if is_complex(val) else np.imag(plain(val))
+
+
+@composite(np.angle)
+def _angle(z, deg=False):
+    if not is_complex(z):
+        return np.angle(plain(z), deg)
+    angle = np.arctan2(np.imag(z), np.real(z))
+    return angle * (180 / np.pi) if deg else angle
+
+
+_real_if_close = derived(
+    "real_if_close",
+    lambda a, *, tol: np.real_if_close(a, tol),
+    lambda a, *, tol: np.real(a) if _looks_real(a, tol) else a,
+)
+
+
+def _looks_real(a, tol):
+    """A branch on values: refused while recording."""
+    limit = tol * np.finfo(dtype_of(a)).eps if tol > 1 else tol
+    return not is_complex(a) or bool(np.all(np.absolute(np.imag(a)) < limit))
+
+
+@composite(np.real_if_close)
+def _np_real_if_close(a, tol=100):
+    _looks_real(a, tol)
+    return _real_if_close(a, tol=tol)
+
 
 # Selection by np.where keeps an infinite derivative on the side not taken from becoming NaN.
 _where = define(
@@ -112,11 +170,20 @@ def _np_clip(a, a_min=None, a_max=None, *, min=None, max=None):
     return _clip(a, a_min if min is None else min, a_max if max is None else max)
 
 
+_sign = Primitive("sign", np.sign, constant=True)
+_phase = derived("phase", np.sign, lambda x: x / np.where(x == 0, 1.0, np.absolute(x)))
+
+
+@composite(np.sign)
+def _np_sign(x):
+    return (_phase if is_complex(x) else _sign)(x)
+
+
 constant(
     *(operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne),
     *(np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal),
     *(np.logical_and, np.logical_or, np.logical_not, np.logical_xor),
-    *(np.sign, np.floor, np.ceil, np.rint, np.trunc, np.round, np.around, np.signbit),
+    *(np.floor, np.ceil, np.rint, np.trunc, np.round, np.around, np.signbit),
     *(np.isnan, np.isinf, np.isfinite, np.isclose, np.allclose, np.array_equal),
     *(operator.floordiv, np.floor_divide),
 )

@@ -11,6 +11,7 @@ from revgrad.rules.row import (
     constant,
     define,
     dtype_of,
+    is_complex,
     match,
     shape_of,
     unbroadcast,
@@ -77,6 +78,8 @@ _to_integers = Primitive("astype", _run_astype, constant=True)
 @composite("astype")
 def _cast(x, *, dtype, copy=True):
     astype = _astype if np.issubdtype(dtype, np.inexact) else _to_integers
+    if np.issubdtype(dtype, np.floating) and is_complex(x):
+        raise TypeError(f"astype({dtype}) of a complex traced array; take np.real(x) first.")
     return astype(x, dtype=dtype, copy=copy)
 
 

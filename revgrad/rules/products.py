@@ -84,8 +84,8 @@ _vdot = define(
     np.vdot,
     ("linear", "linear"),
     (
-        lambda ct, out, x, y: cast(ct * np.reshape(y, shape_of(x)), dtype_of(x)),
-        lambda ct, out, x, y: cast(ct * np.reshape(x, shape_of(y)), dtype_of(y)),
+        lambda ct, out, x, y: cast(np.conj(ct * np.reshape(y, shape_of(x))), dtype_of(x)),
+        lambda ct, out, x, y: cast(ct * np.conj(np.reshape(x, shape_of(y))), dtype_of(y)),
     ),
 )
 

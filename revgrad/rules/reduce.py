@@ -5,7 +5,7 @@ from math import prod
 import numpy as np
 
 from revgrad.arrays import functions
-from revgrad.rules.row import composite, constant, define, dtype_of, shape_of
+from revgrad.rules.row import composite, constant, define, dtype_of, is_complex, shape_of
 
 
 def _axes(x, axis):
@@ -91,7 +91,11 @@ composite((np.minimum, "reduce"))(_reduction(_min, 0))
 @composite(np.var)
 def _var(a, axis=None, *, ddof=0, keepdims=False):
     centred = a - np.mean(a, axis=axis, keepdims=True)
-    total = np.sum(centred * centred, axis=axis, keepdims=keepdims)
+    if is_complex(a):
+        squares = np.real(centred) * np.real(centred) + np.imag(centred) * np.imag(centred)
+    else:
+        squares = centred * centred
+    total = np.sum(squares, axis=axis, keepdims=keepdims)
     return total / max(_count(a, axis) - ddof, 0)
 
 

@@ -2,6 +2,10 @@
 
 In rules `t` is a tangent, `ct` a cotangent, `out` the answer. A tangent or cotangent has the shape
 and dtype of the value it belongs to; None is an exact zero.
+
+Complex values: tangents and cotangents are paired by Re(sum(ct * t)), without a conjugate, so that
+the rule of a holomorphic function is the one for real numbers, and the transpose of taking a real
+number for a complex one is the real part. The gradient of a real f at x + iy is df/dx - i df/dy.
 """
 
 import operator
@@ -9,8 +13,8 @@ from functools import partial, reduce
 
 import numpy as np
 
-from revgrad.arrays import functions, plain
-from revgrad.tape import Primitive
+from revgrad.arrays import ArrayBox, functions, plain
+from revgrad.tape import Primitive, Pull, Push, pull_back
 
 
 def define(key, run, push, pull, *, register=True):
@@ -38,6 +42,40 @@ def define(key, run, push, pull, *, register=True):
     if register:
         functions[key] = primitive
     return primitive
+
+
+def derived(key, run, equal, *, many=False):
+    """A primitive that runs `run`, with the derivatives of `equal`, the same in others with rules.
+
+    For functions that are called seldom: a derivative runs `equal` anew. Both modes, any order.
+    """
+
+    def push(tangents, *, out, args, static):
+        with Push(ArrayBox) as trace:
+            boxed = [
+                a if t is None else trace.input(a, t) for a, t in zip(args, tangents, strict=True)
+            ]
+            pairs = [trace.unwrap(y) for y in _as_tuple(equal(*boxed, **static), many)]
+        outs = zip(pairs, _as_tuple(out, many), strict=True)
+        ts = [t if t is None else match(t, o) for (_, t), o in outs]
+        return ts if many else ts[0]
+
+    def pull(ct, *, wanted, out, args, static):
+        with Pull(ArrayBox) as trace:
+            boxed = [trace.input(a) if i in wanted else a for i, a in enumerate(args)]
+            pairs = [trace.unwrap(y) for y in _as_tuple(equal(*boxed, **static), many)]
+        cts = zip(pairs, _as_tuple(ct, many), strict=True)
+        given = [(node, match(c, y)) for (y, node), c in cts if node is not None and c is not None]
+        found = pull_back(given, [boxed[i].node for i in wanted])
+        return [
+            c if c is None else unbroadcast(c, args[i]) for i, c in zip(wanted, found, strict=True)
+        ]
+
+    return Primitive(_name(key), run, push, pull, many=many)
+
+
+def _as_tuple(x, many):
+    return tuple(x) if many else (x,)
 
 
 def elementwise(keys, *partials):
@@ -117,8 +155,17 @@ def dtype_of(x):
 
 
 def cast(x, dtype):
-    """x as dtype; x itself when it has it."""
-    return x if dtype_of(x) == dtype else functions["astype"](x, dtype=dtype)
+    """x as dtype; x itself when it has it. Of complex numbers for real ones, the real part."""
+    if dtype_of(x) == dtype:
+        return x
+    if dtype_of(x).kind == "c" and dtype.kind == "f":
+        return cast(np.real(x), dtype)
+    return functions["astype"](x, dtype=dtype)
+
+
+def is_complex(*xs):
+    """Whether one of them has a complex dtype."""
+    return any(dtype_of(x).kind == "c" for x in xs)
 
 
 def match(t, like):
