@@ -20,7 +20,7 @@ from revgrad.ratio import Ratio
 Int64s: TypeAlias = npt.NDArray[np.int64]
 Reals: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
-FRACTION_BITS_MAX = 62
+FRACTION_BITS_MAX = 120  # the range, 2**(63 - fraction_bits), may be small
 WIDE_BITS = 24  # n <= 2**(fraction_bits - 24), or scaling, within n ulp, destroys the value
 RANGE = 2.0**63
 
@@ -28,7 +28,7 @@ RANGE = 2.0**63
 def fraction_bits_for(largest: float, headroom_bits: int = 8, at_most: int = 60) -> int:
     """The most fraction bits with which largest * 2**headroom_bits still fits in int64.
 
-    largest: the largest magnitude expected; 0 gives at_most. at_most: 0 to 62.
+    largest: the largest magnitude expected; 0 gives at_most. at_most: 0 to 120.
     Raises: FixedOverflow where not even 0 bits will do.
     """
     _check_bits(at_most)
@@ -50,7 +50,7 @@ def fraction_bits_for(largest: float, headroom_bits: int = 8, at_most: int = 60)
 class FixedArray:
     """A flat vector of fixed-point numbers; the real numbers are values * 2**-fraction_bits.
 
-    values: contiguous int64 vector, shared and not copied. fraction_bits: 0 to 62, so the range is
+    values: contiguous int64 vector, shared and not copied. fraction_bits: 0 to 120, so the range is
     [-2**(63 - fraction_bits), 2**(63 - fraction_bits)). Methods work in place; one that raises
     has changed nothing.
     """

@@ -65,7 +65,7 @@ heads = st.one_of(
     st.integers(LOW, 2 * LOW),
 )
 words = st.integers(0, WORD - 1)
-fraction_bits = st.integers(0, 62)
+fraction_bits = st.integers(0, 120)
 
 
 @st.composite
