@@ -31,7 +31,19 @@ from revgrad.errors import (
 from revgrad.hyper import per_step
 from revgrad.implicit import CG, Neumann
 from revgrad.linear_map import linearize
-from revgrad.optimizers import SGD, Adam, HeavyBall, Momentum
+from revgrad.optimizers import (
+    SGD,
+    AdaDelta,
+    AdaGrad,
+    Adam,
+    AdamW,
+    HeavyBall,
+    Leapfrog,
+    Lion,
+    Momentum,
+    Nesterov,
+    RMSProp,
+)
 from revgrad.outer import minimize
 from revgrad.ratio import Ratio
 from revgrad.report import Report
@@ -48,15 +60,22 @@ from revgrad.transforms import (
     value_and_grad,
     vjp,
 )
+from revgrad.wrappers import AuxAverage, Clip, ClipByGlobalNorm, WeightAverage
 
 __version__ = _version("revgrad")
 
 __all__ = [
     "CG",
     "SGD",
+    "AdaDelta",
+    "AdaGrad",
     "Adam",
+    "AdamW",
+    "AuxAverage",
     "BufferEmpty",
     "Checkpointed",
+    "Clip",
+    "ClipByGlobalNorm",
     "ClosureError",
     "FixedOverflow",
     "FixedPoint",
@@ -64,12 +83,16 @@ __all__ = [
     "HeavyBall",
     "Implicit",
     "LeakedBox",
+    "Leapfrog",
+    "Lion",
     "MissingRule",
     "Momentum",
+    "Nesterov",
     "Neumann",
     "NotConverged",
     "NotFinite",
     "NotReversed",
+    "RMSProp",
     "Ratio",
     "RatioRefused",
     "Report",
@@ -79,6 +102,7 @@ __all__ = [
     "Stored",
     "Truncated",
     "Unrolled",
+    "WeightAverage",
     "checkpoint",
     "compile",
     "custom_rule",

@@ -65,8 +65,9 @@ def returns_exactly(rng: np.random.Generator) -> None:
     reads = {"learning_rate": 0.1, "momentum": float(rng.uniform(0.01, 1))}
     ratios = {"velocity": Ratio.of(reads["momentum"])}
     gradients = rng.standard_normal((30, size))
-    step = FusedStep(Momentum.statements, state, buffers)
-    back = FusedStep(Momentum.statements[::-1], state, buffers, undone=True)
+    statements = Momentum(0.1).statements
+    step = FusedStep(statements, state, buffers)
+    back = FusedStep(statements[::-1], state, buffers, undone=True)
     for g in gradients:
         step.run(reads | {"g": g}, ratios)
     for g in gradients[::-1]:

@@ -11,15 +11,17 @@ class MyMomentum(Optimizer):                            # an optimizer: its stat
 """
 
 from revgrad.arrays import functions
-from revgrad.optimizers import Add, Optimizer, Scale
 from revgrad.rules.row import cast, composite, constant, define, elementwise, match, unbroadcast
+from revgrad.statements import Add, Optimizer, Scale
 from revgrad.tape import Primitive
+from revgrad.wrappers import Wrapper
 
 __all__ = [
     "Add",
     "Optimizer",
     "Primitive",
     "Scale",
+    "Wrapper",
     "cast",
     "composite",
     "constant",

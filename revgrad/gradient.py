@@ -107,6 +107,32 @@ class Gradient:
         return self.layout.join(g)
 
 
+class GradientAndAux(Gradient):
+    """The same for optimizers whose statements read aux: it too has a pull-back. On the tape."""
+
+    def __init__(self, run, values):
+        super().__init__(run, values)
+        self.recordings = None
+
+    def with_pullback(self, leaves, t):
+        """(g, aux, pullback): flat cotangents of g and of aux -> as Gradient's."""
+        args, _ = self._at(leaves, t)
+
+        def first_phase(*some):
+            g, aux = grad(self.f, has_aux=True)(*some, args[-1])
+            return g, optree.tree_leaves(aux)
+
+        (g, aux), pullback = vjp(first_phase, *args[:-1])
+
+        def pull(ct, ct_aux=0.0):
+            ct_aux = np.broadcast_to(ct_aux, self.run.aux_layout.size)
+            cts = self.layout.cast(ct), self.run.aux_layout.cast(ct_aux)
+            ct_params, ct_hyper = pullback(cts)
+            return self.layout.join(ct_params), ct_hyper
+
+        return self._flat(g, *aux), self.run.aux_layout.join(aux), pull
+
+
 def _function(run):
     """The loss as a function of leaves, that holds on to nothing else of the run."""
     loss, has_aux, tree, hyper_tree = run.loss, run.has_aux, run.layout.tree, run.hyper_tree

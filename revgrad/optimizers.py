@@ -1,235 +1,139 @@
-"""Optimizers as short lists of reversible statements.
+"""Optimizers as short lists of reversible statements; see `revgrad.statements`.
 
-    momentum = (Scale("velocity", by="momentum"),
-                Add("velocity", lambda g, momentum: -(1 - momentum) * g),
-                Add("params", lambda velocity, learning_rate: learning_rate * velocity))
-
-A statement names what it changes, and the argument names of its function are what it reads: state
-variables, hyperparameters, `g` (the loss gradient at the params the step started from) and `t` (the
-step, from 1). Functions act entry by entry. From the list follow the step, its undo, its pull-back
-and its push-forward; nothing else about an optimizer is written down anywhere.
+Names and defaults are optax's, and PyTorch's where optax has none. eps is added outside the root,
+as PyTorch does; eps_root, where given, inside.
 """
 
-import inspect
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import optree
 
-from revgrad.rules.row import cast, dtype_of
+from revgrad.statements import Add, Optimizer, Scale, root
 
-
-@dataclass(frozen=True)
-class Scale:
-    """target <- target * factor, a hyperparameter (by its name) or a function of some.
-
-    The only statement that destroys information; a buffer keeps what it destroys.
-    """
-
-    target: str
-    by: Any
-
-    @cached_property
-    def reads(self):
-        return (self.by,) if isinstance(self.by, str) else _argument_names(self.by)
+__all__ = ["Add", "Optimizer", "Scale"]
 
 
-@dataclass(frozen=True)
-class Add:
-    """target <- target + delta(what it reads), rounded to the target's ulp; undone exactly."""
-
-    target: str
-    delta: Any
-
-    @cached_property
-    def reads(self):
-        return _argument_names(self.delta)
+def _decayed(learning_rate, weight_decay):
+    """What decoupled decay leaves of the params."""
+    return 1 - learning_rate * weight_decay
 
 
-@dataclass(frozen=True, eq=False)
-class Optimizer:
-    """Base of optimizers: dataclass fields are hyperparameters, `statements` is the step.
-
-    Each hyperparameter is a number, a tree prefix of the params (one value per layer, or per
-    weight), or `per_step` of one; any of them may be traced. Raises at construction: TypeError for
-    a statement that reads its own target or an unknown name.
-    """
-
-    statements: ClassVar[tuple] = ()
-    magnitudes: ClassVar[dict] = {}  # variable -> its magnitude as a function of that of g
-
-    def __post_init__(self):
-        variables = {"g", "t", "params", *self.variables}
-        if clash := variables & set(self.hyper):
-            raise TypeError(
-                f"{self.name}: {sorted(clash)} name both hyperparameters and what a statement "
-                "reads or changes; rename the hyperparameters."
-            )
-        known = variables | set(self.hyper)
-        for s in self.statements:
-            if unknown := set(s.reads) - known:
-                raise TypeError(
-                    f"{self.name}: the statement that changes {s.target!r} reads "
-                    f"{sorted(unknown)}, which is none of {sorted(known)}."
-                )
-            if s.target in s.reads:
-                raise TypeError(
-                    f"{self.name}: a statement reads its own target {s.target!r}, so it could not "
-                    "be undone; use Scale, or a second variable."
-                )
-            of_t = () if isinstance(s, Scale) and isinstance(s.by, str) else ("t",)
-            if isinstance(s, Scale) and (wrong := set(s.reads) - {*self.hyper, *of_t}):
-                raise TypeError(
-                    f"{self.name}: {s.target!r} is scaled by a function of {sorted(wrong)}; "
-                    "a factor may depend on hyperparameters and t alone."
-                )
-
-    @property
-    def name(self):
-        return type(self).__name__
-
-    @property
-    def hyper(self):
-        """Hyperparameters by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @property
-    def variables(self):
-        """State variables other than params, in order of appearance."""
-        return tuple(dict.fromkeys(s.target for s in self.statements if s.target != "params"))
-
-    @property
-    def reversible(self):
-        """Whether a step can be undone: see `undo_order`."""
-        return self.undo_order is not None
-
-    @property
-    def undo_order(self):
-        """Statement indices in the order that undoes a step, or None if there is no such order.
-
-        A later statement is undone before an earlier one where they touch the same variable in
-        conflicting ways, and every writer of params before any reader of `g`, because undoing
-        those needs the gradient at the params that the step started from.
-        """
-        s, order = self.statements, []
-        while len(order) < len(s):
-            ready = [i for i in range(len(s)) if i not in order and _undone(s, i) <= set(order)]
-            if not ready:
-                return None
-            order.append(max(ready))
-        return tuple(order)
-
-    def float_step(self, variables, g, hyper, t):
-        """One step in float arithmetic, leaf by leaf; returns the new variables.
-
-        variables: name -> leaves, "params" included; g: leaves; hyper(name, k): the value for leaf
-        k; t: from 1. Every value may be traced.
-        """
-        variables = dict(variables)
-        for s in self.statements:
-            old = variables[s.target]
-            now = [
-                {n: _read(n, k, variables, g, hyper, t) for n in s.reads} for k in range(len(old))
-            ]
-            variables[s.target] = [
-                cast(_float_statement(s, x, reads), dtype_of(x))
-                for x, reads in zip(old, now, strict=True)
-            ]
-        return variables
+def _descend(velocity, learning_rate):
+    return -learning_rate * velocity
 
 
-def _read(name, k, variables, g, hyper, t):
-    if name == "t":
-        return t
-    if name in variables:
-        return variables[name][k]
-    return g[k] if name == "g" else hyper(name, k)
+def _over_root(x, squares, eps, eps_root=None):
+    return x / (root(squares if eps_root is None else squares + eps_root) + eps)
 
 
-def _float_statement(s, x, reads):
-    if isinstance(s, Add):
-        return x + s.delta(**reads)
-    return x * (reads[s.by] if isinstance(s.by, str) else s.by(**reads))
-
-
-def _undone(statements, i):
-    """Which statements must be undone before statement i can be."""
-    after = {j for j in range(i + 1, len(statements)) if _conflict(statements[i], statements[j])}
-    if "g" in statements[i].reads:
-        after |= {j for j, s in enumerate(statements) if s.target == "params"}
-    return after
-
-
-def _conflict(a, b):
-    if a.target == b.target:
-        return isinstance(a, Scale) or isinstance(b, Scale)
-    return a.target in b.reads or b.target in a.reads
-
-
-def _argument_names(function):
-    return tuple(inspect.signature(function).parameters)
-
-
-def _root(x):
-    """Square root whose derivative at 0 is 0: a pixel that is never lit has no second moment."""
-    dark = x == 0
-    return np.where(dark, 0.0, np.sqrt(np.where(dark, 1.0, x)))
+def _geometric(factor, steps):
+    """The sum of the first `steps` powers of a factor."""
+    return steps if factor >= 1 else min(1 / (1 - factor), steps)
 
 
 @dataclass(frozen=True, eq=False)
 class Momentum(Optimizer):
     """v <- momentum v - (1 - momentum) g;  params <- params + learning_rate v.
 
-    The rate is the whole effective rate: 1 is a usual value. Reversible.
-    Source: Maclaurin et al. 2015, algorithm 1.
+    The rate is the whole effective rate: 1 is a usual value. weight_decay is added to g, times the
+    params. Reversible. Source: Maclaurin et al. 2015, algorithm 1.
     """
 
     learning_rate: Any
     momentum: Any = 0.9
+    weight_decay: Any = None
     statements: ClassVar = (
         Scale("velocity", by="momentum"),
         Add("velocity", lambda g, momentum: -(1 - momentum) * g),
+        Add(
+            "velocity",
+            lambda params, momentum, weight_decay: -(1 - momentum) * weight_decay * params,
+        ),
         Add("params", lambda velocity, learning_rate: learning_rate * velocity),
     )
+    magnitudes: ClassVar = {"velocity": lambda g, params, weight_decay: g + weight_decay * params}
 
 
 @dataclass(frozen=True, eq=False)
 class HeavyBall(Optimizer):
     """v <- momentum v + g;  params <- params - learning_rate v. Reversible.
 
-    PyTorch's SGD(momentum=...) and optax.sgd(momentum=...). Source: Polyak 1964.
+    weight_decay is added to g, times the params. PyTorch's SGD(momentum=...) and
+    optax.sgd(momentum=...). Source: Polyak 1964.
     """
 
     learning_rate: Any
     momentum: Any = 0.9
+    weight_decay: Any = None
     statements: ClassVar = (
         Scale("velocity", by="momentum"),
         Add("velocity", lambda g: g),
-        Add("params", lambda velocity, learning_rate: -learning_rate * velocity),
+        Add("velocity", lambda params, weight_decay: weight_decay * params),
+        Add("params", _descend),
     )
+    magnitudes: ClassVar = {
+        "velocity": lambda g, params, weight_decay, momentum, steps: (
+            (g + weight_decay * params) * _geometric(momentum, steps)
+        )
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Nesterov(Optimizer):
+    """v <- momentum v + g;  params <- params - learning_rate (g + momentum v).
+
+    Not reversible: it overwrites what g was taken at. weight_decay is added to g, times the params.
+    PyTorch's and optax's sgd(nesterov=True). Source: Nesterov 1983; Sutskever et al. 2013.
+    """
+
+    learning_rate: Any
+    momentum: Any = 0.9
+    weight_decay: Any = None
+    statements: ClassVar = (
+        *HeavyBall.statements[:3],
+        Scale("params", by=_decayed, given="weight_decay"),
+        Add(
+            "params",
+            lambda g, velocity, learning_rate, momentum: -learning_rate * (g + momentum * velocity),
+        ),
+    )
+    magnitudes: ClassVar = HeavyBall.magnitudes
 
 
 @dataclass(frozen=True, eq=False)
 class SGD(Optimizer):
-    """params <- params - learning_rate g. Not reversible: it overwrites what g was taken at."""
+    """params <- params - learning_rate g. Not reversible: it overwrites what g was taken at.
+
+    weight_decay is added to g, times the params. Source: Robbins and Monro 1951.
+    """
 
     learning_rate: Any
-    statements: ClassVar = (Add("params", lambda g, learning_rate: -learning_rate * g),)
+    weight_decay: Any = None
+    statements: ClassVar = (
+        Scale("params", by=_decayed),
+        Add("params", lambda g, learning_rate: -learning_rate * g),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Adam(Optimizer):
     """Adam with bias correction; eps outside the root. Reversible. Source: Kingma and Ba 2015.
 
-    The second moment starts at 0, where the derivative of its square root is taken as 0.
+    The second moment starts at 0, where the derivative of its square root is taken as 0, or at
+    initial_scale (Chandra et al. 2022: eps). eps_root is added inside the root, which
+    hypergradients of weights with small gradients may need; see Report.drowned.
     """
 
     learning_rate: Any
     b1: Any = 0.9
     b2: Any = 0.999
     eps: Any = 1e-8
-    magnitudes: ClassVar = {"second_moment": np.square}
+    eps_root: Any = None
+    initial_scale: Any = None
+    initial: ClassVar = {"second_moment": "initial_scale"}
+    magnitudes: ClassVar = {"second_moment": lambda g: g * g}
     statements: ClassVar = (
         Scale("first_moment", by="b1"),
         Add("first_moment", lambda g, b1: (1 - b1) * g),
@@ -237,10 +141,200 @@ class Adam(Optimizer):
         Add("second_moment", lambda g, b2: (1 - b2) * g * g),
         Add(
             "params",
-            lambda first_moment, second_moment, learning_rate, b1, b2, eps, t: (
+            lambda first_moment, second_moment, learning_rate, b1, b2, eps, t, eps_root=None: (
                 -learning_rate
-                * (first_moment / (1 - b1**t))
-                / (_root(second_moment / (1 - b2**t)) + eps)
+                * _over_root(first_moment / (1 - b1**t), second_moment / (1 - b2**t), eps, eps_root)
             ),
         ),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class AdamW(Optimizer):
+    """Adam, with params <- (1 - learning_rate weight_decay) params before each step. Reversible.
+
+    Source: Loshchilov and Hutter 2019. weight_decay=1e-4 is optax's default; PyTorch's is 1e-2.
+    """
+
+    learning_rate: Any
+    b1: Any = 0.9
+    b2: Any = 0.999
+    eps: Any = 1e-8
+    weight_decay: Any = 1e-4
+    eps_root: Any = None
+    initial_scale: Any = None
+    initial: ClassVar = Adam.initial
+    magnitudes: ClassVar = Adam.magnitudes
+    optional: ClassVar = ("weight_decay",)
+    statements: ClassVar = (
+        *Adam.statements[:4],
+        Scale("params", by=_decayed),
+        Adam.statements[4],
+    )
+
+
+# Steps over the root of squares. With momentum it is a velocity that takes them in, and training
+# can be undone.
+
+_SMOOTHED = (
+    Scale("velocity", by="momentum"),
+    Add(
+        "velocity",
+        lambda g, second_moment, eps, eps_root=None: _over_root(g, second_moment, eps, eps_root),
+        given="momentum",
+    ),
+    Add("params", _descend, given="momentum"),
+    Add(
+        "params",
+        lambda g, second_moment, learning_rate, eps, eps_root=None: (
+            -learning_rate * _over_root(g, second_moment, eps, eps_root)
+        ),
+        unless="momentum",
+    ),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class RMSProp(Optimizer):
+    """s <- decay s + (1 - decay) g^2; a step of learning_rate g / (root of s + eps).
+
+    Reversible with momentum: v <- momentum v + g / (root of s + eps); params <- params -
+    learning_rate v. PyTorch's; optax's with eps_in_sqrt=False, or with eps=0 and eps_root its eps.
+    PyTorch's default decay (alpha) is 0.99. Source: Tieleman and Hinton 2012.
+    """
+
+    learning_rate: Any
+    decay: Any = 0.9
+    eps: Any = 1e-8
+    momentum: Any = None
+    eps_root: Any = None
+    initial_scale: Any = None
+    initial: ClassVar = Adam.initial
+    magnitudes: ClassVar = {
+        "second_moment": lambda g: g * g,
+        "velocity": lambda momentum, decay, steps: (
+            _geometric(momentum, steps) * max(1 - decay, 1e-6) ** -0.5
+        ),
+    }
+    statements: ClassVar = (
+        Scale("second_moment", by="decay"),
+        Add("second_moment", lambda g, decay: (1 - decay) * g * g),
+        *_SMOOTHED,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class AdaGrad(Optimizer):
+    """s <- s + g^2; a step of learning_rate g / (root of s + eps).
+
+    Reversible with momentum, as RMSProp is. PyTorch's; its s starts at 0, as here, and optax's at
+    0.1; that is initial_accumulator_value. Source: Duchi et al. 2011.
+    """
+
+    learning_rate: Any
+    eps: Any = 1e-10
+    momentum: Any = None
+    eps_root: Any = None
+    initial_accumulator_value: Any = None
+    initial: ClassVar = {"second_moment": "initial_accumulator_value"}
+    magnitudes: ClassVar = {
+        "second_moment": lambda g, steps: g * g * steps,
+        "velocity": lambda momentum, steps: _geometric(momentum, steps),
+    }
+    statements: ClassVar = (Add("second_moment", lambda g: g * g), *_SMOOTHED)
+
+
+@dataclass(frozen=True, eq=False)
+class AdaDelta(Optimizer):
+    """A step of g times the root of past steps' mean square over that of past gradients.
+
+    eps is inside both roots. Not reversible: `step` is forgotten, and its statement reads g.
+    PyTorch's and optax's. Source: Zeiler 2012.
+    """
+
+    learning_rate: Any = 1.0
+    rho: Any = 0.9
+    eps: Any = 1e-6
+    magnitudes: ClassVar = {
+        "second_moment": lambda g: g * g,
+        "step": lambda: 1.0,
+        "squared_steps": lambda: 1.0,
+    }
+    statements: ClassVar = (
+        Scale("second_moment", by="rho"),
+        Add("second_moment", lambda g, rho: (1 - rho) * g * g),
+        Scale("step", by=0),
+        Add(
+            "step",
+            lambda g, second_moment, squared_steps, eps: (
+                np.sqrt(squared_steps + eps) / np.sqrt(second_moment + eps) * g
+            ),
+        ),
+        Scale("squared_steps", by="rho"),
+        Add("squared_steps", lambda step, rho: (1 - rho) * step * step),
+        Add("params", lambda step, learning_rate: -learning_rate * step),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Lion(Optimizer):
+    """A step of learning_rate in the direction of the sign of b1 m + (1 - b1) g, with decay.
+
+    Not reversible: it overwrites what g was taken at. The derivative of the sign is 0.
+    Source: Chen et al. 2023.
+    """
+
+    learning_rate: Any
+    b1: Any = 0.9
+    b2: Any = 0.99
+    weight_decay: Any = 1e-3
+    optional: ClassVar = ("weight_decay",)
+    statements: ClassVar = (
+        Scale("params", by=_decayed),
+        Add(
+            "params",
+            lambda g, first_moment, learning_rate, b1: (
+                -learning_rate * _sign(b1 * first_moment + (1 - b1) * g)
+            ),
+        ),
+        Scale("first_moment", by="b2"),
+        Add("first_moment", lambda g, b2: (1 - b2) * g),
+    )
+
+
+def _sign(x):
+    return np.where(x > 0, 1.0, np.where(x < 0, -1.0, 0.0 * x))
+
+
+@dataclass(frozen=True, eq=False)
+class Leapfrog(Optimizer):
+    """Hamilton's equations for the energy loss(params) + momentum^2 / (2 mass). Reversible.
+
+    Each step kicks the momentum by step_size times -g, and lets the params drift; the first kick is
+    a half one, so that the momentum is half a step ahead of the params, and `close` gives the other
+    half after the last step. mass: a number, one per layer, or one per weight; 1 where absent.
+    tempering: what the momentum is multiplied by before each kick; above 1 heats, below 1 cools; a
+    usual schedule is rg.per_step([a] * (steps // 2) + [1 / a] * (steps // 2)).
+    The momentum starts at state={"momentum": ...}, or at 0. Source: Neal 2011, section 5.
+
+        x, state = rg.train(energy, x, leapfrog, batches, state={"momentum": p}, return_state=True)
+        p = leapfrog.close(state["momentum"], rg.grad(energy)(x, None, batch))
+    """
+
+    step_size: Any
+    mass: Any = None
+    tempering: Any = None
+    magnitudes: ClassVar = {"momentum": lambda g, step_size: g * step_size}
+    statements: ClassVar = (
+        Scale("momentum", by="tempering", above_one=True),
+        Add("momentum", lambda g, step_size, t: -np.where(t == 1, 0.5, 1.0) * step_size * g),
+        Add("params", lambda momentum, step_size: step_size * momentum, unless="mass"),
+        Add("params", lambda momentum, step_size, mass: step_size * momentum / mass),
+    )
+
+    def close(self, momentum, g):
+        """The momentum at the time of the params: half a kick later. g: the gradient there."""
+        size = optree.tree_unflatten(
+            optree.tree_structure(g), optree.broadcast_prefix(self.step_size, g)
+        )
+        return optree.tree_map(lambda p, g, size: p - 0.5 * size * g, momentum, g, size)

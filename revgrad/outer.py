@@ -85,6 +85,8 @@ def _check_arguments(hyperloss, optimizer, stop, callback):
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}; pass one of revgrad's, e.g. Adam(0.04)."
         )
+    if "aux" in optimizer.reads:
+        raise TypeError(f"{optimizer.name} reads aux, which only `train` hands to statements.")
     for name, f in (("hyperloss", hyperloss), ("stop", stop), ("callback", callback)):
         if not callable(f) and not (f is None and name != "hyperloss"):
             raise TypeError(f"{name} is a {type(f).__name__}; pass a function.")
@@ -122,10 +124,11 @@ def _updater(optimizer, start, until):
             f"{optimizer.name} has {sorted(optimizer.variables)}; pass hyper0.hyper to start anew."
         )
 
+    def first(name, k):
+        return spreads[name][0].at_leaf(spreads[name][1], k, 0)
+
     def update(found, gradient, step):
-        state = found.state or dict.fromkeys(
-            optimizer.variables, optree.tree_map(zeros_like, found.hyper)
-        )
+        state = found.state or _first_state(optimizer, found.hyper, tree, first)
         variables = {"params": found.hyper, **state}
         now = optimizer.float_step(
             {name: optree.tree_leaves(x) for name, x in variables.items()},
@@ -137,6 +140,13 @@ def _updater(optimizer, start, until):
         return after.pop("params"), after
 
     return update
+
+
+def _first_state(optimizer, hyper, tree, first):
+    zeros = optree.tree_map(zeros_like, hyper)
+    given = optimizer.start(optree.tree_leaves(hyper), first)
+    given = {name: optree.tree_unflatten(tree, leaves) for name, leaves in given.items()}
+    return dict.fromkeys(optimizer.variables, zeros) | given
 
 
 def _after(found, value, aux, hyper, state):

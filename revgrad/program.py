@@ -8,17 +8,21 @@ The state's arithmetic is float64 rounded to the ulp of the target; the loss see
 """
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
 
 from revgrad.errors import FixedOverflow, NotFinite, RatioRefused
 from revgrad.fixed import FixedArray, fraction_bits_for
-from revgrad.gradient import Gradient
-from revgrad.optimizers import Scale
+from revgrad.gradient import Gradient, GradientAndAux
 from revgrad.ratio import Ratio
 from revgrad.state import BUFFERS, State
-from revgrad.step import Step, pull_add, pull_scale
+from revgrad.statements import Scale
+from revgrad.step import Step, pull_add, pull_norm, pull_scale
+
+AT_MOST, SQUARES_AT_MOST = 60, 70  # fraction bits chosen for variables as large as g, and as g^2
+LOOKS = 32  # at about how many steps a factor that varies is looked at, for a report
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +32,7 @@ class Linearization:
     points: list
     leaves: list  # of the params that the step starts from
     pull_gradient: Any
+    g: Any
 
 
 class Program:
@@ -55,14 +60,16 @@ class Program:
         self.ratios = {}
         for s in self.statements:
             if isinstance(s, Scale) and isinstance(s.by, str) and s.by not in self.ratios:
-                self._snap(s.by)
-        self._constant = {}
-        self.gradient = Gradient(run, values)
+                self._snap(s.by, s.above_one)
+        self._constant, self.range_was_guessed = {}, False
+        kind = Gradient if run.aux_layout is None else GradientAndAux
+        self.gradient = kind(run, values)
 
-    def _snap(self, name):
+    def _snap(self, name, above_one):
         """A hyperparameter that scales is snapped before any statement reads it."""
         try:
-            ratios = [self._ratio(v) for v in self.values.optimizer[name]]  # in their own dtype
+            values = self.values.optimizer[name]  # in their own dtype
+            ratios = [self._ratio(v, above_one) for v in values]
         except RatioRefused as error:
             if self.exact:
                 raise RatioRefused(f"{self.run.optimizer.name}({name}=...): {error}") from None
@@ -70,8 +77,15 @@ class Program:
         self.ratios[name] = [[r.n for r in ratios], [r.d for r in ratios]]
         self.optimizer_values[name] = [np.asarray(r.value) for r in ratios]
 
-    def _ratio(self, factor):
-        return Ratio.of(factor, rounding=self.run.arithmetic.rounding)
+    def _ratio(self, factor, above_one):
+        factor, rounding = np.asarray(factor), self.run.arithmetic.rounding
+        rises = factor > 1
+        if not (above_one and rises.any()):
+            return Ratio.of(factor, rounding)
+        down = Ratio.of(np.divide(1, factor, out=factor.copy(), where=rises), rounding)
+        if not factor.ndim:
+            return down.inverse
+        return Ratio(np.where(rises, down.d, down.n), np.where(rises, down.n, down.d))
 
     # The start of a run.
 
@@ -80,12 +94,13 @@ class Program:
         bits = {"params": 52} | self.run.arithmetic.fraction_bits
         params = self.variables({"params": bits["params"]})["params"]
         first = self.gradient.value(self.layout.leaves(params), 0) if self.run.steps else None
-        largest = float(np.max(np.abs(first[1]), initial=0.0)) if first else 0.0
         for name in self.run.optimizer.variables:
-            bits.setdefault(name, self._bits(name, largest))
+            if name not in bits:
+                bits[name] = self._bits(name, first, bits["params"])
         make = BUFFERS[self.run.arithmetic.buffer]
         scaled = dict.fromkeys(s.target for s in self.statements if isinstance(s, Scale))
-        buffers = {name: make(self.layout.size, keep=self.keep) for name in scaled}
+        size = {name: self.run.layout_of(name).size for name in scaled}
+        buffers = {name: make(size[name], keep=self.keep) for name in scaled}
         return State(self.variables(bits), buffers), first
 
     def variables(self, bits):
@@ -93,23 +108,44 @@ class Program:
         given = {"params": self.values.params} | self.values.warm
         return {name: self._encode(name, given.get(name), b) for name, b in bits.items()}
 
-    def _bits(self, name, largest_g):
-        magnitudes = self.run.optimizer.magnitudes
+    def _bits(self, name, first, params_bits):
+        """Fraction bits for what a variable is expected to hold, with headroom."""
+        optimizer = self.run.optimizer
+        if optimizer.initial.get(name) == "params":
+            return params_bits  # an average of params has their range
+        expected, known = optimizer.magnitudes.get(name, lambda g: g), self._sizes(first)
+        names = signature(expected).parameters
         with np.errstate(over="ignore"):
-            sizes = [float(magnitudes.get(name, float)(largest_g))]
-        sizes += [float(np.max(np.abs(x), initial=0.0)) for x in self.values.warm.get(name, ())]
+            sizes = [float(expected(**{k: known.get(k, 0.0) for k in names}))]
+            double = float(expected(**{k: known.get(k, 0.0) * (1 + (k == "g")) for k in names}))
+        # What is as small as a tiny first gradient may grow; its square is kept more finely.
+        at_most = SQUARES_AT_MOST if double > 3 * sizes[0] else AT_MOST
+        sizes += [_largest(x) for x in self.values.warm.get(name, ())]
         try:
-            return fraction_bits_for(max(sizes), at_most=62 if name in magnitudes else 60)
+            return fraction_bits_for(max(sizes), at_most=at_most)
         except FixedOverflow:
             return 0  # where it overflows all the same, that will be said with step and leaf
 
+    def _sizes(self, first):
+        """The largest magnitudes of what is known before the first step, by name."""
+        (_, aux), g = first or ((0, None), 0.0)
+        largest_g = _largest(g)
+        self.range_was_guessed = largest_g == 0
+        known = {"g": largest_g or 1.0, "steps": max(1, self.run.steps)}
+        known["params"] = max(_largest(x) for x in self.values.params)
+        if self.run.aux_layout is not None:
+            known["aux"] = _largest(self.run.flat_aux(aux)) if first else 1.0
+        hyper = self.optimizer_values.items()
+        return known | {name: max(map(_largest, leaves)) for name, leaves in hyper}
+
     def _encode(self, name, leaves, bits):
-        flat = np.zeros(self.layout.size) if leaves is None else self.layout.join(leaves)
+        layout = self.run.layout_of(name)
+        flat = np.zeros(layout.size) if leaves is None else layout.join(leaves)
         try:
             return FixedArray.encode(flat, bits)
         except FixedOverflow as error:
             raise FixedOverflow(
-                f"{name} of {self.layout.name(error.index)} starts at {flat[error.index]:.6g}, "
+                f"{name} of {layout.name(error.index)} starts at {flat[error.index]:.6g}, "
                 f"outside the range of +-{2.0 ** (63 - bits):g} that {bits} fraction bits leave; "
                 f"scale the model, or pass FixedPoint(fraction_bits={{{name!r}: ...}}) with fewer.",
                 error.index,
@@ -130,7 +166,8 @@ class Program:
                 "look at this step's batch.",
                 step=t,
             )
-        step, done = Step(self, state, t, g), []
+        aux = None if self.run.aux_layout is None else self.run.flat_aux(value[1])
+        step, done = Step(self, state, t, g, aux), []
         for s in self.statements:
             try:
                 done.append(step.do(s))
@@ -150,9 +187,12 @@ class Program:
                 "or clipping, or look for a function without a slope there.",
                 step=t,
             )
+        name, why = self.run.layout_of(target).name(error.index), ""
+        if self.range_was_guessed and target != "params":
+            why = "The first gradient was 0 everywhere, so the range was chosen for ones around 1. "
         return FixedOverflow(
-            f"step {t}: {target} of {self.layout.name(error.index)} left the range of its fixed "
-            "point numbers, or was not finite. Use a smaller learning rate, clipping, or "
+            f"step {t}: {target} of {name} left the range of its fixed point numbers, or was not "
+            f"finite. {why}Use a smaller learning rate, clipping, or "
             f"FixedPoint(fraction_bits={{{target!r}: ...}}) with fewer bits.",
             error.index,
         )
@@ -161,7 +201,7 @@ class Program:
         """Undo step t in place; returns its linearization, for `pull`."""
         step = Step(self, state, t)
         points = [step.undo(self.statements[i]) for i in self.order]
-        return Linearization(points, *step.linearized_gradient())
+        return Linearization(points, *step.linearized_gradient(), step.g)
 
     def visit(self, state, t):
         """Take step t in place; returns the linearization that `retreat` would."""
@@ -169,7 +209,7 @@ class Program:
         at_start = step.linearized_gradient()
         points = [step.do(s) for s in self.statements]
         order = self.order or range(len(points))[::-1]
-        return Linearization([points[i] for i in order], *at_start)
+        return Linearization([points[i] for i in order], *at_start, step.g)
 
     def pull(self, linearization, t, cotangents):
         """Pull cotangents back through step t, in place; one add into each hyperparameter's.
@@ -184,26 +224,32 @@ class Program:
                 found[name] = found[name] + ct if name in found else ct
             for name in cotangents.variables.keys() & found.keys():
                 cotangents.variables[name] = cotangents.variables[name] + found.pop(name)
-        if "g" in found:
-            ct_g = np.broadcast_to(found.pop("g"), self.layout.size)
-            ct_params, ct_hyper = linearization.pull_gradient(ct_g)
+        if "g_norm" in found:
+            found["g"] = found.get("g", 0.0) + pull_norm(linearization.g, found.pop("g_norm"))
+        if found.keys() & {"g", "aux"}:
+            ct_g = np.broadcast_to(found.pop("g", 0.0), self.layout.size)
+            of_aux = (found.pop("aux"),) if "aux" in found else ()
+            ct_params, ct_hyper = linearization.pull_gradient(ct_g, *of_aux)
             cotangents.variables["params"] = cotangents.variables["params"] + ct_params
             for total, ct, every in zip(
                 cotangents.hyper, ct_hyper, self.run.hyper_every, strict=True
             ):
                 total[... if every is None else t // every] += ct
         for name, ct in found.items():
-            self.run.spreads[name].collect(cotangents.optimizer[name], ct, t, self.layout)
+            layout = self.run.layout_of(name)
+            self.run.spreads[name].collect(cotangents.optimizer[name], ct, t, layout)
 
     def bound(self, steps):
         """Bits per weight and step that scaling destroys: the mean of log2(d/n), over all buffers.
 
-        NaN where a factor is a function of hyperparameters, whose ratios are not known beforehand.
+        NaN where a factor is a function of t, or of what varies, so that its ratios are not known
+        beforehand.
         """
         total = 0.0
         for s in self.statements:
             if isinstance(s, Scale) and steps:
-                total += self._mean_bits(s.by, steps) if s.by in self.ratios else np.nan
+                share = self.run.layout_of(s.target).size / self.layout.size
+                total += share * self._mean_bits(s, steps)
         return total
 
     def noise_floor(self, name, fraction_bits, steps):
@@ -215,18 +261,38 @@ class Program:
         ulp = 2.0**-fraction_bits
         noise = 0.5 * ulp * steps * sum(s.target == name for s in self.statements)
         for s in self.statements:
-            if isinstance(s, Scale) and s.target == name and s.by in self.ratios:
-                for n, d in zip(*self.ratios[s.by], strict=True):
-                    left = np.minimum(np.asarray(d) / np.maximum(np.asarray(d) - n, 1), steps)
+            if isinstance(s, Scale) and s.target == name:
+                for n, d in self._ratios_met(s, steps):
+                    left = np.minimum(d / np.maximum(d - n, 1), steps)
                     noise += float(np.max(n * left, initial=0.0)) * ulp
         return noise
 
-    def _mean_bits(self, name, steps):
-        spread, means = self.run.spreads[name], []
+    def _ratios_met(self, s, steps):
+        """Arrays (n, d) of a Scale: of a hyperparameter all, of a function those at some steps."""
+        if s.by in self.ratios:
+            return [(np.asarray(n), np.asarray(d)) for n, d in zip(*self.ratios[s.by], strict=True)]
+        every = max(1, steps if self._is_constant(s) else -(-steps // LOOKS))
+        met = [self.factor(s, self._hyper_reads(s, t), t)[0] for t in range(0, steps, every)]
+        return [(np.asarray(r.n), np.asarray(r.d)) for r in met if r is not None]
+
+    def _hyper_reads(self, s, t):
+        first = self.run.first_t + 1
+        return {k: first + t if k == "t" else self.hyper_value(k, t) for k in s.reads}
+
+    def _is_constant(self, s):
+        """Whether the factor of a Scale is the same at every step."""
+        return "t" not in s.reads and all(self.run.spreads[name].constant for name in s.reads)
+
+    def _mean_bits(self, s, steps):
+        name = s.by
+        if name not in self.ratios:
+            met = self._ratios_met(s, steps) if self._is_constant(s) else ()
+            return float(np.mean(np.log2(met[0][1] / met[0][0]))) if met else np.nan
+        spread, means, layout = self.run.spreads[name], [], self.run.layout_of(s.target)
         for n, d, every in zip(*self.ratios[name], spread.every, strict=True):
             bits = np.log2(np.asarray(d) / n)
             means.append(bits if every is None else np.repeat(bits, every, 0)[:steps].mean(0))
-        parts = self.layout.split(np.zeros(self.layout.size))
+        parts = layout.split(np.zeros(layout.size))
         for part, leaf in zip(parts, spread.owner, strict=True):
             part[...] = means[leaf]
         return float(np.mean(np.concatenate([part.ravel() for part in parts])))
@@ -236,16 +302,22 @@ class Program:
     def hyper_value(self, name, t):
         """An optimizer hyperparameter at step t: a number, or a vector over the flat params."""
         spread, values = self.run.spreads[name], self.optimizer_values[name]
-        return self._once(name, "value", lambda: spread.flat(values, t, self.layout))
+        layout = self.run.layout_of(name)
+        return self._once(name, spread.constant, lambda: spread.flat(values, t, layout))
 
     def factor(self, statement, reads, t):
         """(Ratio or None, float) of a Scale; None: no ratio, a rounding scale must do."""
-        by = statement.by
+        by, constant = statement.by, self._is_constant(statement)
         if by in self.ratios:
-            return self._once(by, "ratio", lambda: self._named_ratio(by, t)), reads[by]
-        value = reads[by] if isinstance(by, str) else by(**reads)
+            make = lambda: self._named_ratio(statement, t)
+            return self._once(("ratio", by), constant, make), reads[by]
+        make = lambda: self._made_factor(statement, reads, t)
+        return self._once(("factor", id(statement)), constant, make)
+
+    def _made_factor(self, statement, reads, t):
+        value = statement.factor(reads)
         try:
-            ratio = self._ratio(value)
+            ratio = self._ratio(value, statement.above_one)
         except RatioRefused as error:
             if self.exact:
                 name = self.run.optimizer.name
@@ -254,15 +326,20 @@ class Program:
             return None, value
         return ratio, ratio.value
 
-    def _named_ratio(self, name, t):
-        spread, parts = self.run.spreads[name], self.ratios[name]
-        n, d = (spread.flat(part, t, self.layout, np.int64) for part in parts)
+    def _named_ratio(self, statement, t):
+        spread, parts = self.run.spreads[statement.by], self.ratios[statement.by]
+        layout = self.run.layout_of(statement.by)
+        n, d = (spread.flat(part, t, layout, np.int64) for part in parts)
         return Ratio(int(n), int(d)) if spread.scalar else Ratio(n, d)
 
-    def _once(self, name, what, make):
-        """What make() gives; made once where the hyperparameter is the same at every step."""
-        if not self.run.spreads[name].constant:
+    def _once(self, key, constant, make):
+        """What make() gives; made once where that is the same at every step."""
+        if not constant:
             return make()
-        if (name, what) not in self._constant:
-            self._constant[name, what] = make()
-        return self._constant[name, what]
+        if key not in self._constant:
+            self._constant[key] = make()
+        return self._constant[key]
+
+
+def _largest(x):
+    return float(np.max(np.abs(x), initial=0.0))

@@ -8,6 +8,7 @@ import numpy as np
 import optree
 
 from revgrad.buffer import BignumBuffer, InformationBuffer
+from revgrad.fixed import FRACTION_BITS_MAX
 
 BUFFERS = {"words": InformationBuffer, "bignum": BignumBuffer}
 
@@ -17,7 +18,7 @@ class FixedPoint:
     """How training keeps its numbers.
 
     fraction_bits: variable -> bits after the point, e.g. {"params": 52}; a variable left out gets
-        52 (params) or what its first gradient suggests, at most 60 (second moments 62).
+        52 (params) or what its first gradient suggests, at most 60 (second moments 70).
     buffer: "words" (compiled, machine-word heads and a bignum tail) or "bignum" (one bignum per
         element, Maclaurin et al. 2015, algorithm 3; slower, takes ratios of any size).
     rounding: "nearest", or "truncated" for the 2015 authors' n = trunc(f 2^16) + 1.
@@ -31,15 +32,17 @@ class FixedPoint:
         if self.buffer not in BUFFERS:
             raise ValueError(f"buffer={self.buffer!r}; choose one of {sorted(BUFFERS)}.")
         for name, bits in self.fraction_bits.items():
-            if not 0 <= bits <= 62:
-                raise ValueError(f"fraction_bits[{name!r}] = {bits}; from 0 to 62 is possible.")
+            if not 0 <= bits <= FRACTION_BITS_MAX:
+                raise ValueError(
+                    f"fraction_bits[{name!r}] = {bits}; from 0 to {FRACTION_BITS_MAX} is possible."
+                )
 
 
 class Layout:
-    """Where the leaves of the params lie in a flat vector."""
+    """Where the leaves of the params (or of the loss's aux) lie in a flat vector."""
 
-    def __init__(self, leaves, tree):
-        self.tree = tree
+    def __init__(self, leaves, tree, of="params"):
+        self.tree, self.of = tree, of
         self.marks = optree.tree_unflatten(tree, range(len(leaves)))  # leaf numbers, as a tree
         self.shapes = [np.shape(x) for x in leaves]
         self.dtypes = [np.result_type(x) for x in leaves]
@@ -63,6 +66,10 @@ class Layout:
             part[...] = leaf
         return flat
 
+    def zeros(self):
+        """Leaves of zeros."""
+        return [np.zeros(*kind) for kind in zip(self.shapes, self.dtypes, strict=True)]
+
     def leaves(self, fixed):
         """Decode a variable into leaves of the params' shapes and dtypes."""
         kinds = {dtype: self.split(fixed.decode(dtype)) for dtype in set(self.dtypes)}
@@ -76,7 +83,7 @@ class Layout:
     def name(self, index):
         """The path of the leaf that holds a flat index."""
         k = int(np.searchsorted(self.ends, index, side="right")) - 1
-        return f"params{self.paths[k]}"
+        return f"{self.of}{self.paths[k]}"
 
 
 @dataclass(slots=True)
@@ -127,6 +134,17 @@ class Run:
     arithmetic: FixedPoint
     report: Any
     outcome: dict  # "steps": how many were taken
+    aux_layout: Any = None  # of the loss's aux, where a statement reads it
+
+    def layout_of(self, name):
+        """That of a state variable, or the one an optimizer hyperparameter spreads over."""
+        if self.aux_layout is None or name not in self.optimizer.aux_names:
+            return self.layout
+        return self.aux_layout
+
+    def flat_aux(self, aux):
+        """The loss's aux as a flat vector."""
+        return self.aux_layout.join(optree.tree_leaves(aux))
 
     def hyper_leaves(self, values, t):
         """The leaves of the loss's hyper at step t; values may be traced."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from revgrad.optimizers import Scale
+from revgrad.statements import OF_LOSS, Scale, global_norm
 from revgrad.transforms import vjp
 
 
@@ -22,23 +22,24 @@ class Point:
 class Step:
     """The values that the statements of step t read, decoded once each."""
 
-    def __init__(self, program, state, t, g=None):
-        self.program, self.state, self.t, self.g = program, state, t, g
+    def __init__(self, program, state, t, g=None, aux=None):
+        self.program, self.state, self.t, self.g, self.aux = program, state, t, g, aux
         self.decoded, self.at_start = {}, None
 
     def linearized_gradient(self):
         """(params leaves, pull-back of g) at the params as they are now; sets g."""
         if self.at_start is None:
             leaves = self.program.layout.leaves(self.state.variables["params"])
-            self.g, pull = self.program.gradient.with_pullback(leaves, self.t)
+            self.g, *aux, pull = self.program.gradient.with_pullback(leaves, self.t)
+            self.aux = aux[0] if aux else None
             self.at_start = leaves, pull
         return self.at_start
 
     def read(self, name):
-        if name == "g":
+        if name in OF_LOSS:
             if self.g is None:
                 self.linearized_gradient()
-            return self.g
+            return self._norm() if name == "g_norm" else getattr(self, name)
         if name == "t":
             return self.program.run.first_t + self.t + 1
         if name not in self.state.variables:
@@ -46,6 +47,11 @@ class Step:
         if name not in self.decoded:
             self.decoded[name] = self.state.variables[name].decode()
         return self.decoded[name]
+
+    def _norm(self):
+        if "g_norm" not in self.decoded:
+            self.decoded["g_norm"] = global_norm([self.g])
+        return self.decoded["g_norm"]
 
     def do(self, s):
         reads = {name: self.read(name) for name in s.reads}
@@ -88,6 +94,8 @@ def pull_scale(point, cts):
     if not np.ndim(point.factor):
         ct_factor = np.sum(ct_factor)
     cts[s.target] = ct * point.factor
+    if s.literal:
+        return []
     return [(s.by, ct_factor)] if isinstance(s.by, str) else _pull_function(s.by, point, ct_factor)
 
 
@@ -102,3 +110,9 @@ def _pull_function(function, point, ct):
     if not np.ndim(out):
         ct = np.sum(ct)
     return pullback(ct)[0].items()
+
+
+def pull_norm(g, ct):
+    """The cotangent of g that one of its norm gives: 0 at 0."""
+    norm = global_norm([g])
+    return ct / norm * g if norm else np.zeros_like(g)

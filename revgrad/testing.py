@@ -15,11 +15,13 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from revgrad.adjoints import Reversible, Stored
 from revgrad.arrays import plain
 from revgrad.gradient import Gradient
-from revgrad.optimizers import Scale
+from revgrad.optimizers import Momentum
 from revgrad.rules.row import cast, dtype_of, shape_of
 from revgrad.state import FixedPoint
+from revgrad.statements import Scale
 from revgrad.train import train
 from revgrad.transforms import jvp, vjp
+from revgrad.wrappers import Wrapper
 
 
 def check_grads(f, args, *, order=2, modes=("push", "pull"), seed=0, tolerance=None):
@@ -80,7 +82,7 @@ def check_reversible(optimizer, *, size=5, steps=20, seed=0, loss=None, buffer="
     params, hyper = rng.standard_normal(size), rng.standard_normal(size)
 
     def trained(adjoint, params, factors, hyper):
-        changed = type(optimizer)(**factors)
+        changed = optimizer.with_hyper(factors)
         return train(
             loss, params, changed, lambda t: t, steps=steps, hyper=hyper, adjoint=adjoint,
             return_state=True, arithmetic=FixedPoint(buffer=buffer),
@@ -150,11 +152,17 @@ def optimizers(kind):
     """
     from hypothesis import strategies as st
 
-    scales = [s.reads for s in kind.statements if isinstance(s, Scale)]
-    rates, factor_names = st.floats(1e-4, 1), {name for reads in scales for name in reads}
-    return st.builds(
-        kind, **{f.name: factors() if f.name in factor_names else rates for f in fields(kind)}
-    )
+    scales = [s for s in (*kind.statements, *getattr(kind, "added", ())) if isinstance(s, Scale)]
+    factor_names = {name for s in scales for name in s.reads}
+
+    def values(field):
+        if field.name == "optimizer" and issubclass(kind, Wrapper):
+            return optimizers(Momentum)
+        drawn = factors() if field.name in factor_names else st.floats(1e-4, 1)
+        return st.none() | drawn if field.default is None else drawn
+
+    drawn = st.builds(kind, **{f.name: values(f) for f in fields(kind)})
+    return drawn.filter(lambda optimizer: optimizer.reversible)
 
 
 def float_arrays(shapes=None, dtype=np.float64, bound=2.0):

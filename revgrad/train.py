@@ -1,7 +1,7 @@
 """The door: check what came, take it apart, and be a primitive of the tape."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from types import NoneType
 
@@ -12,14 +12,15 @@ from revgrad import blas
 from revgrad.adjoints import Forward, Implicit, Unrolled, bytes_of
 from revgrad.arrays import plain
 from revgrad.choice import choose
-from revgrad.errors import MissingRule
+from revgrad.errors import ClosureError, MissingRule
+from revgrad.gradient import CLOSURE, split_aux
 from revgrad.hyper import HyperTree, Spread, is_per_step, resolve, whole_number
 from revgrad.implicit import pull_optimum
-from revgrad.optimizers import Optimizer
 from revgrad.record import Record
 from revgrad.report import Report
 from revgrad.rules.row import cast, dtype_of
 from revgrad.state import Cotangents, FixedPoint, Layout, Run, Values
+from revgrad.statements import Optimizer
 from revgrad.sweeps import backwards, forwards
 from revgrad.tangents import Columns, ride_along, scatter, units
 from revgrad.tape import Box, Primitive, Push
@@ -72,16 +73,24 @@ def train(
     arithmetic = _check_arithmetic(arithmetic, optimizer)
     batch, steps = _check_batches(batches, steps)
     leaves, layout = _check_params(params)
-    warm, first_t = _check_state(state, optimizer, layout)
-    spreads, optimizer_values = _spread(optimizer, steps, layout)
     hyper_leaves, hyper_every, hyper_tree = _take_hyper(hyper, steps, layout)
+    layouts = {"params": layout}
+    if "aux" in optimizer.reads:
+        now = hyper_tree(_at_first_step(hyper_leaves, hyper_every))
+        layouts["aux"] = _aux_layout(optimizer, loss, has_aux, _plain(params), now, batch, steps)
+    warm, first_t = _check_state(state, optimizer, layouts)
+    spreads, optimizer_values = _spread(optimizer, steps, layouts)
+    first = lambda name, k: spreads[name].at_leaf(optimizer_values[name], k, 0)
+    warm = optimizer.start(leaves, first) | warm
+    optimizer.refuse_closures()
     values = Values(leaves, warm, optimizer_values, hyper_leaves)
     run = Run(
         loss=loss, has_aux=has_aux, optimizer=_without_values(optimizer), batch=batch, steps=steps,
         first_t=first_t, layout=layout, spreads=spreads, hyper_tree=hyper_tree,
         hyper_every=hyper_every, watch=watch if return_watched else _untraced(watch),
         watch_moves=return_watched,
-        callback=callback, report=report, arithmetic=arithmetic, outcome={"warm": [*warm]},
+        callback=callback, report=report, arithmetic=arithmetic, aux_layout=layouts.get("aux"),
+        outcome={"warm": [*warm]},
     )  # fmt: skip
     adjoint = _chosen(adjoint, run, values)
     adjoint.check(optimizer)
@@ -97,13 +106,15 @@ def train(
 
 
 def _answer(run, given, trained, variables, watched, return_state, return_watched):
-    def like_params(leaves):
-        pairs = zip(leaves, given, strict=True)
-        return run.layout.unflatten([in_kind(x, like) for x, like in pairs])
+    def in_kinds(leaves):
+        return [in_kind(x, like) for x, like in zip(leaves, given, strict=True)]
 
-    out = [like_params(trained)]
+    out = [run.layout.unflatten(in_kinds(trained))]
     if return_state:
-        state = {name: like_params(leaves) for name, leaves in variables.items()}
+        state = {}
+        for name, leaves in variables.items():
+            layout = run.layout_of(name)
+            state[name] = layout.unflatten(in_kinds(leaves) if layout is run.layout else leaves)
         out.append({**state, "t": run.first_t + run.outcome["steps"]})
     if return_watched:
         out.append(watched)
@@ -185,7 +196,27 @@ def _check_params(params):
     return leaves, layout
 
 
-def _check_state(state, optimizer, layout):
+def _aux_layout(optimizer, loss, has_aux, params, hyper, batch, steps):
+    """The layout of what the loss returns beside its value."""
+    if not has_aux or not steps:
+        what = "has_aux=True, and return (scalar, aux)" if steps else "steps=1 or more"
+        raise TypeError(f"{optimizer.name} reads the aux of the loss; pass {what}.")
+    _, aux = split_aux(loss(params, hyper, batch(0)), has_aux)
+    leaves, tree = flatten_floats(aux, "the loss's aux")
+    if any(isinstance(x, Box) for x in leaves):
+        raise ClosureError(CLOSURE)
+    layout = Layout(leaves, tree, of="aux")
+    for path, dtype in zip(layout.paths, layout.dtypes, strict=True):
+        if dtype not in (np.float32, np.float64):
+            raise TypeError(f"aux{path} is {dtype}; statements read float32 and float64.")
+    return layout
+
+
+def _layout_of(name, optimizer, layouts):
+    return layouts["aux" if name in optimizer.aux_names else "params"]
+
+
+def _check_state(state, optimizer, layouts):
     """(state variable -> leaves, steps taken before)."""
     if not isinstance(state, (dict, NoneType)):
         raise TypeError(
@@ -201,22 +232,30 @@ def _check_state(state, optimizer, layout):
     warm = {}
     for name, value in state.items():
         what = f"state[{name!r}]"
+        layout = _layout_of(name, optimizer, layouts)
         warm[name], _ = flatten_floats(value, what)
-        flatten_like(value, layout.tree, what, "the tree of the params")
+        flatten_like(value, layout.tree, what, f"the tree of the {layout.of}")
         shapes = [np.shape(plain(x)) for x in warm[name]]
         for path, came, wanted in zip(layout.paths, shapes, layout.shapes, strict=True):
             if came != wanted:
-                raise ValueError(f"{what}{path} has shape {came}, but params{path} has {wanted}.")
+                like = f"{layout.of}{path} has {wanted}"
+                raise ValueError(f"{what}{path} has shape {came}, but {like}.")
     return warm, first_t
 
 
-def _spread(optimizer, steps, layout):
+def _spread(optimizer, steps, layouts):
     spreads, values = {}, {}
     for name, tree in optimizer.hyper.items():
         where = f"{optimizer.name}({name}=...)"
         tree = resolve(tree, steps)
         _refuse_other_than_floats(tree, where)
+        layout = _layout_of(name, optimizer, layouts)
         spreads[name], values[name] = Spread.of(where, tree, layout)
+        if name in optimizer.shared and not spreads[name].scalar:
+            raise TypeError(
+                f"{where} is read by statements about the params and by ones about aux, which have "
+                "trees of their own; give one number, or two hyperparameters."
+            )
         values[name] = [float(v) if isinstance(v, int) else v for v in values[name]]
     return spreads, values
 
@@ -257,12 +296,21 @@ def _cast_strong(x, dtype):
 
 
 def _without_values(optimizer):
-    return replace(optimizer, **dict.fromkeys(optimizer.hyper))
+    return optimizer.with_hyper(dict.fromkeys(optimizer.hyper, 0.0))
 
 
 def _untraced(watch):
     """watch, of plain params: nobody asked for its derivative, and it need not have one."""
     return watch and (lambda t, params: watch(t, optree.tree_map(plain, params)))
+
+
+def _plain(tree):
+    return optree.tree_map(plain, tree)
+
+
+def _at_first_step(leaves, every):
+    pairs = zip(leaves, every, strict=True)
+    return [plain(x) if e is None else plain(x)[0] for x, e in pairs]
 
 
 # The primitive.
@@ -273,9 +321,8 @@ def _as_tree(values):
 
 
 def _out_tree(run):
-    parts = len(run.layout.shapes)
-    leaves = [0] * parts
-    return optree.tree_structure((leaves, dict.fromkeys(run.optimizer.variables, leaves), 0))
+    state = {name: [0] * len(run.layout_of(name).shapes) for name in run.optimizer.variables}
+    return optree.tree_structure(([0] * len(run.layout.shapes), state, 0))
 
 
 def _forwards(flat, run, adjoint, treedef, *, remember):
@@ -287,7 +334,7 @@ def _forwards(flat, run, adjoint, treedef, *, remember):
 
 
 def _leaves_out(run, state, watched):
-    leaves = {name: run.layout.leaves(x) for name, x in state.variables.items()}
+    leaves = {name: run.layout_of(name).leaves(x) for name, x in state.variables.items()}
     return tuple(optree.tree_leaves((leaves.pop("params"), leaves, np.array(watched))))
 
 
@@ -417,23 +464,25 @@ def _push_forward(*flat, run, adjoint, treedef):
 def _read_cotangents(run, cts, watched):
     """(flat cotangent per variable, cotangent of watched or None) from those of the outputs."""
     nobody_watches = cts[-1] is None
-    flat = [np.zeros(shape) for shape in run.layout.shapes]
-    shapes = [*flat * (1 + len(run.optimizer.variables)), np.zeros(len(watched))]
+    tree = _out_tree(run)
+    names = ["params", *sorted(run.optimizer.variables)]  # as the tree has them
+    shapes = [np.zeros(shape) for name in names for shape in run.layout_of(name).shapes]
+    shapes.append(np.zeros(len(watched)))
     if any(isinstance(ct, Box) for ct in cts):
         raise MissingRule(
             "the pull-back of train met a traced cotangent (a second derivative); pass "
             "adjoint=Unrolled()."
         )
     cts = [z if ct is None else ct for ct, z in zip(cts, shapes, strict=True)]
-    ct_params, ct_state, ct_watched = optree.tree_unflatten(_out_tree(run), cts)
+    ct_params, ct_state, ct_watched = optree.tree_unflatten(tree, cts)
     variables = {"params": run.layout.join(ct_params)}
-    variables |= {name: run.layout.join(leaves) for name, leaves in ct_state.items()}
+    variables |= {name: run.layout_of(name).join(leaves) for name, leaves in ct_state.items()}
     return variables, None if nobody_watches else ct_watched
 
 
 def _cotangent_tree(run, program, found):
     def leaves(name):
-        return run.layout.split(found.variables[name])
+        return run.layout_of(name).split(found.variables[name])
 
     warm = {name: leaves(name) for name in program.values.warm}
     return [leaves("params"), warm, found.optimizer, found.hyper]

@@ -43,9 +43,12 @@ ODD = (  # a list without sense, for the operations in it
     Add("a", lambda g: np.square(g) / 4 - np.subtract(1.0, g) * np.negative(g), ("g",)),
 )  # fmt: skip
 LISTS = {
-    "momentum": (Momentum.statements, {"learning_rate": 0.1, "momentum": 0.9}),
-    "heavy ball": (HeavyBall.statements, {"learning_rate": 0.1, "momentum": 0.9}),
-    "adam": (Adam.statements, {"learning_rate": 0.01, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "t": 3}),
+    "momentum": (Momentum(0.1).statements, {"learning_rate": 0.1, "momentum": 0.9}),
+    "heavy ball": (HeavyBall(0.1).statements, {"learning_rate": 0.1, "momentum": 0.9}),
+    "adam": (
+        Adam(0.1).statements,
+        {"learning_rate": 0.01, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "t": 3},
+    ),
     "odd": (ODD, {"c": 0.3, "t": 2}),
 }
 
@@ -123,10 +126,10 @@ def test_instruction_sets_leave_the_same_bits():
     for name in exact.instruction_sets():
         before = exact.instruction_set()
         exact.instruction_set(name)
-        state = made(Adam.statements, 3000)
+        state = made(Adam(0.1).statements, 3000)
         reads = LISTS["adam"][1] | {"g": np.linspace(-1, 1, 3000)}
         for _ in range(30):
-            FusedStep(Adam.statements, *state).run(reads, ratios_of(state[1], 3000, True))
+            FusedStep(Adam(0.1).statements, *state).run(reads, ratios_of(state[1], 3000, True))
         seen.append(contents(*state))
         exact.instruction_set(before)
     assert all(state == seen[0] for state in seen)
