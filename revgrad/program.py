@@ -98,9 +98,12 @@ class Program:
             if name not in bits:
                 bits[name] = self._bits(name, first, bits["params"])
         make = BUFFERS[self.run.arithmetic.buffer]
-        scaled = dict.fromkeys(s.target for s in self.statements if isinstance(s, Scale))
-        size = {name: self.run.layout_of(name).size for name in scaled}
-        buffers = {name: make(size[name], keep=self.keep) for name in scaled}
+        scales = [s for s in self.statements if isinstance(s, Scale)]
+        risers = {s.target for s in scales if s.above_one}  # whose bits depend on the words
+        buffers = {
+            name: make(self.run.layout_of(name).size, keep=self.keep or name in risers)
+            for name in dict.fromkeys(s.target for s in scales)
+        }
         return State(self.variables(bits), buffers), first
 
     def variables(self, bits):

@@ -7,9 +7,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from hypothesis import example, given
-from training import FACTORS, VARIABLES, adding, legal_lists, optimizer_of, scaling, statement_lists
+from training import (
+    FACTORS,
+    VARIABLES,
+    adding,
+    bits,
+    legal_lists,
+    optimizer_of,
+    scaling,
+    statement_lists,
+)
 
 import revgrad as rg
+from revgrad.errors import ClosureError, FixedOverflow
 from revgrad.extend import Add, Optimizer, Scale
 
 HYPER = {"a": 0.5, "b": 0.75, "c": 0.3}
@@ -214,23 +224,239 @@ def test_adam_by_hand():
     np.testing.assert_allclose(in_floats, by_hand, rtol=0, atol=1e-14)
 
 
-def pytorch_path(make):
-    torch = pytest.importorskip("torch", reason="needs PyTorch (make oracles)")
-    w = torch.tensor(START, requires_grad=True)
-    optimizer, seen = make(torch.optim, [w]), []
+def test_an_average_starts_at_the_params_by_hand():
+    optimizer = rg.WeightAverage(rg.SGD(0.1), 0.9)
+    averages, w, by_hand = [], START, START
+    for k, g in enumerate(GRADIENTS, 1):
+        _, state = rg.train(linear, START, optimizer, GRADIENTS[:k], return_state=True)
+        averages.append(state["average"])
+        w = w - 0.1 * g
+        by_hand = 0.9 * by_hand + 0.1 * w
+        np.testing.assert_allclose(state["average"], by_hand, rtol=0, atol=1e-13)
+    # with rate 0 nothing moves
+    frozen = rg.WeightAverage(rg.Momentum(0.0), 0.999)
+    _, state = rg.train(linear, START, frozen, GRADIENTS, return_state=True)
+    np.testing.assert_allclose(state["average"], START, rtol=0, atol=1e-11)
+
+
+def test_an_average_of_aux_by_hand_and_its_derivative():
+    """d/d hyper of an average of what the loss returned beside its value."""
+
+    def with_aux(params, hyper, batch):
+        return np.sum(params * batch), [hyper * batch[:2], np.sum(params**2)]
+
+    def average(hyper, params):
+        optimizer = rg.AuxAverage(rg.Momentum(0.1), 0.9)
+        _, state = rg.train(
+            with_aux, params, optimizer, GRADIENTS, hyper=hyper, has_aux=True, return_state=True
+        )
+        return state["aux_average"]
+
+    found = average(2.0, START)
+    by_hand = np.zeros(2)
     for g in GRADIENTS:
-        w.grad = torch.tensor(g)
-        optimizer.step()
-        seen.append(w.detach().numpy().copy())
-    return seen
+        by_hand = 0.9 * by_hand + 0.1 * 2.0 * g[:2]
+    np.testing.assert_allclose(found[0], by_hand, rtol=0, atol=1e-13)
+    slope = rg.grad(lambda h: np.sum(average(h, START)[0]))(2.0)
+    assert slope == pytest.approx(np.sum(by_hand) / 2, rel=1e-12)
+    # the params move as they do without: 2 w times the weights of the average
+    moved = path(rg.Momentum(0.1))
+    visited = np.array([START, *moved[:-1]])
+    weights = 0.1 * 0.9 ** np.arange(len(GRADIENTS))[::-1]
+    slopes = rg.grad(lambda p: average(2.0, p)[1])(START)
+    np.testing.assert_allclose(slopes, 2 * weights @ visited, rtol=1e-12)
 
 
-def test_heavy_ball_is_that_of_pytorch():
-    expected = pytorch_path(lambda optim, w: optim.SGD(w, lr=0.1, momentum=0.9))
-    np.testing.assert_allclose(path(rg.HeavyBall(0.1)), expected, rtol=0, atol=1e-14)
+def spring(x, _hyper, _batch):
+    """The potential of two springs."""
+    return np.sum(np.array([1.0, 4.0]) * x**2) / 2
 
 
-def test_adam_is_that_of_pytorch():
-    expected = pytorch_path(lambda optim, w: optim.Adam(w, lr=0.1, betas=(0.9, 0.99), eps=1e-6))
-    in_floats = path(rg.Adam(0.1, 0.9, 0.99, 1e-6), rg.Unrolled())
-    np.testing.assert_allclose(in_floats, expected, rtol=0, atol=1e-14)
+def leap(x, p, steps, **options):
+    leapfrog = rg.Leapfrog(0.1, **options)
+    x, state = rg.train(
+        spring, x, leapfrog, lambda t: t, steps=steps, state={"momentum": p}, return_state=True
+    )
+    return x, leapfrog.close(state["momentum"], rg.grad(spring)(x, None, None))
+
+
+def test_leapfrog_by_hand():
+    x, p, mass = np.array([1.0, -0.5]), np.array([0.3, 0.2]), np.array([1.0, 2.0])
+    found = leap(x, p, 50, mass=mass)
+    for _ in range(50):
+        p = p - 0.05 * np.array([1.0, 4.0]) * x
+        x = x + 0.1 * p / mass
+        p = p - 0.05 * np.array([1.0, 4.0]) * x
+    np.testing.assert_allclose(found, (x, p), rtol=0, atol=1e-13)
+
+
+def test_leapfrog_keeps_the_energy_and_runs_back_when_the_momentum_is_turned():
+    x, p = np.array([1.0, -0.5]), np.array([0.3, 0.2])
+    energy = lambda x, p: spring(x, None, None) + np.sum(p**2) / 2
+    there = leap(x, p, 200)
+    assert energy(*there) == pytest.approx(energy(x, p), rel=0.02)
+    back = leap(there[0], -there[1], 200)
+    np.testing.assert_allclose(back, (x, -p), rtol=0, atol=1e-12)
+
+
+def test_tempering_heats_and_cools():
+    x, p = np.array([1.0, -0.5]), np.array([0.3, 0.2])
+    size = [
+        np.sum(leap(x, p, 20, tempering=rg.per_step(np.full(20, f)))[1] ** 2) for f in (0.9, 1.1)
+    ]
+    assert size[0] < np.sum(leap(x, p, 20)[1] ** 2) < size[1]
+
+
+def test_leapfrog_closes_a_tree_with_a_step_size_per_layer():
+    leapfrog = rg.Leapfrog({"a": 0.2, "b": 0.4})
+    momentum, g = {"a": np.ones(2), "b": [np.ones(1)]}, {"a": np.ones(2), "b": [np.ones(1)]}
+    closed = leapfrog.close(momentum, g)
+    assert closed["a"].tolist() == [0.9, 0.9] and closed["b"][0].tolist() == [0.8]
+
+
+# Optional hyperparameters, wrappers, and what else an instance's list follows from.
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "plain"),
+    [
+        (rg.AdamW(0.1, weight_decay=None), rg.Adam(0.1)),
+        (rg.Momentum(0.1, weight_decay=None), rg.Momentum(0.1)),
+        (rg.Clip(rg.Adam(0.1), 1e9), rg.Adam(0.1)),
+        (rg.ClipByGlobalNorm(rg.Adam(0.1), 1e9), rg.Adam(0.1)),
+    ],
+)
+def test_what_is_absent_or_out_of_reach_changes_no_bit(optimizer, plain):
+    found, expected = (
+        rg.train(linear, START, o, GRADIENTS, return_state=True) for o in (optimizer, plain)
+    )
+    assert bits(found) == bits(expected)
+
+
+def test_an_absent_hyperparameter_takes_its_statements_along():
+    assert len(rg.Momentum(0.1).statements) == 3 and len(rg.Momentum.statements) == 4
+    assert rg.AdamW(0.1, weight_decay=None).undo_order == rg.Adam(0.1).undo_order
+    assert "eps_root" not in rg.Adam(0.1).reads and "eps_root" in rg.Adam(0.1, eps_root=0.1).reads
+    assert set(rg.RMSProp(0.1).variables) == {"second_moment"}
+    assert rg.RMSProp(0.1).hyper.keys() == {"learning_rate", "decay", "eps"}
+
+
+def test_an_optimizer_writes_itself_down():
+    assert str(rg.Momentum(0.1, weight_decay=0.1)) == (
+        "Momentum\n"
+        "    velocity *= momentum\n"
+        "    velocity += -(1 - momentum) * g\n"
+        "    velocity += -(1 - momentum) * weight_decay * params\n"
+        "    params += learning_rate * velocity"
+    )
+    assert "sqrt(second_moment / (1 - b2**t)) + eps" in str(rg.Adam(0.1))
+
+
+def test_names_that_are_taken_get_an_underscore():
+    twice = rg.WeightAverage(rg.WeightAverage(rg.RMSProp(0.1), 0.8), 0.7)
+    assert twice.hyper["decay"] == 0.9 and (twice.hyper["decay_"], twice.hyper["decay__"]) == (
+        0.8,
+        0.7,
+    )
+    assert twice.variables == ("second_moment", "average", "average_")
+    changed = twice.with_hyper({"decay": 0.1, "decay__": 0.2})
+    assert changed.hyper == twice.hyper | {"decay": 0.1, "decay__": 0.2}
+    assert twice.name == "WeightAverage(WeightAverage(RMSProp))"
+
+
+def test_wrappers_refuse_what_they_cannot_mean():
+    with pytest.raises(TypeError, match=r"^Clip wraps a float; pass an optimizer first"):
+        rg.Clip(0.1, rg.Momentum(0.1))
+    with pytest.raises(TypeError, match=r"put ClipByGlobalNorm outside: ClipByGlobalNorm\(Clip"):
+        rg.Clip(rg.ClipByGlobalNorm(rg.Momentum(0.1), 1.0), 1.0)
+    averaging = rg.AuxAverage(rg.Momentum(0.1))
+    with pytest.raises(TypeError, match=r"reads the aux of the loss; pass has_aux=True"):
+        rg.train(linear, START, averaging, GRADIENTS)
+    with pytest.raises(TypeError, match="reads aux, which only `train` hands to statements"):
+        rg.minimize(lambda h: np.sum(h**2), START, averaging)
+    with pytest.raises(TypeError, match=r"^has_aux=True needs a loss that returns"):
+        rg.train(linear, START, averaging, GRADIENTS, has_aux=True)
+    of_integers = lambda p, h, b: (np.sum(p * b), np.arange(3))
+    with pytest.raises(TypeError, match=r"^the loss's aux is an array of int64"):
+        rg.train(of_integers, START, averaging, GRADIENTS, has_aux=True)
+    of_floats = lambda p, h, b: (np.sum(p * b), {"mean": p[:2]})
+    with pytest.raises(ValueError, match=r"has shape \(3,\), but aux\['mean'\] has \(2,\)"):
+        rg.train(
+            of_floats, START, averaging, GRADIENTS, has_aux=True,
+            state={"aux_average": {"mean": np.ones(3)}},
+        )  # fmt: skip
+
+
+def test_trees_of_params_and_aux_are_not_mixed():
+    def made(*texts):
+        return optimizer_of(texts, a=0.5, b=0.5)
+
+    with pytest.raises(TypeError, match=r"^Drawn: 'v' has the tree of aux, but .* reads \['g'\]"):
+        made("Add('v', lambda aux: aux)", "Add('v', lambda g: g)")
+    with pytest.raises(TypeError, match=r"^Drawn: 'params' are changed by what reads aux"):
+        made("Add('v', lambda aux: aux)", "Add('params', lambda v: v)")
+    shared = made("Add('v', lambda aux, a: a * aux)", "Add('params', lambda a: a)")
+    assert shared.shared == {"a"} and shared.aux_names == {"v"}
+    of_floats = lambda p, h, b: (np.sum(p * b), p[:2])
+    rg.train(of_floats, START, shared, GRADIENTS, has_aux=True)
+    with pytest.raises(TypeError, match="trees of their own; give one number, or two"):
+        rg.train(of_floats, START, shared.with_hyper({"a": START}), GRADIENTS, has_aux=True)
+
+
+@pytest.mark.parametrize("adjoint", [rg.Reversible(), rg.Stored(), rg.Unrolled()])
+@pytest.mark.parametrize("where", ["Add", "Scale"])
+def test_a_statement_that_closes_over_a_traced_value_is_refused(adjoint, where):
+    def f(c):
+        texts = {
+            "Add": [Add("v", lambda g: c * g), Add("params", lambda v: v)],
+            "Scale": [Scale("v", lambda: c), Add("v", lambda g: g), Add("params", lambda v: v)],
+        }
+
+        @dataclass(frozen=True, eq=False)
+        class Closing(Optimizer):
+            statements: ClassVar = tuple(texts[where])
+
+        return np.sum(rg.train(linear, START, Closing(), GRADIENTS, adjoint=adjoint))
+
+    assert np.isfinite(f(0.5))
+    with pytest.raises(ClosureError, match=r"^Closing: the statement that changes 'v' uses a trac"):
+        rg.grad(f)(0.5)
+
+
+def test_literal_factors():
+    undone = optimizer_of(
+        ["Scale('v', 0.5)", "Add('v', lambda g: g)", "Add('params', lambda v: v)"]
+    )
+    assert undone.undo_order == (2, 1, 0)
+    for literal in (0, -0.5, 1.5):
+        texts = [f"Scale('v', {literal})", "Add('v', lambda g: g)", "Add('params', lambda v: v)"]
+        drawn = optimizer_of(texts)
+        assert not drawn.reversible
+        stored, in_floats = (
+            rg.train(linear, START, drawn, GRADIENTS[:5], adjoint=a)
+            for a in (rg.Stored(), rg.Unrolled())
+        )
+        np.testing.assert_allclose(stored, in_floats, rtol=1e-12)
+    assert optimizer_of(["Scale('v', 1.5, above_one=True)", "Add('v', lambda g: g)"]).reversible
+
+
+# The range of a variable.
+
+
+def test_a_first_gradient_of_zero_leaves_room():
+    """As in a network whose last layer starts at zero; it used to overflow at 60 bits."""
+    late = [np.zeros(5), *(100 * GRADIENTS)]
+    for optimizer in (rg.Momentum(0.01), rg.HeavyBall(1e-4), rg.Adam(0.01), rg.AdaGrad(0.1)):
+        gradients = [g / 100 for g in late] if optimizer.name != "Momentum" else late
+        rg.train(linear, START, optimizer, gradients)
+    with pytest.raises(FixedOverflow, match="The first gradient was 0 everywhere, so the"):
+        rg.train(linear, START, rg.Momentum(0.01), [1e4 * g for g in late])
+
+
+def test_velocities_that_grow_without_changing_their_mind_have_room():
+    for optimizer in (
+        rg.HeavyBall(1e-6, 0.999),
+        rg.AdaGrad(1e-3),
+        rg.RMSProp(1e-5, momentum=0.999),
+    ):
+        rg.train(linear, START, optimizer, lambda t: np.ones(5), steps=1500)
