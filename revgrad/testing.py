@@ -4,9 +4,10 @@ Each check raises AssertionError with the numbers that disagree. The strategies 
 """
 
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import field, fields, make_dataclass
 from functools import partial
 from itertools import count
+from typing import Any
 
 import numpy as np
 import optree
@@ -18,7 +19,7 @@ from revgrad.gradient import Gradient
 from revgrad.optimizers import Momentum
 from revgrad.rules.row import cast, dtype_of, shape_of
 from revgrad.state import FixedPoint
-from revgrad.statements import Scale
+from revgrad.statements import OF_LOSS, Add, Optimizer, Scale
 from revgrad.train import train
 from revgrad.transforms import jvp, vjp
 from revgrad.wrappers import Wrapper
@@ -74,32 +75,42 @@ def check_reversible(optimizer, *, size=5, steps=20, seed=0, loss=None, buffer="
     """Check laws 1 and 5 for an optimizer on a random problem of `size` weights.
 
     Training must return exactly, and its hypergradients with Reversible() and Stored() be equal to
-    the bit. optimizer: an instance, with hyperparameters as floats. loss: (params, hyper, batch).
-    Raises: AssertionError, NotReversed.
+    the bit. optimizer: an instance, with hyperparameters as floats. loss: (params, hyper, batch) ->
+    scalar, or (scalar, aux) where a statement reads aux. Raises: AssertionError, NotReversed.
     """
     rng = np.random.default_rng(seed)
-    loss = loss or _random_loss(rng, size)
+    has_aux = "aux" in optimizer.reads
+    loss = loss or _random_loss(rng, size, has_aux)
     params, hyper = rng.standard_normal(size), rng.standard_normal(size)
 
     def trained(adjoint, params, factors, hyper):
         changed = optimizer.with_hyper(factors)
-        return train(
+        trained, state = train(
             loss, params, changed, lambda t: t, steps=steps, hyper=hyper, adjoint=adjoint,
-            return_state=True, arithmetic=FixedPoint(buffer=buffer),
-        )[0]  # fmt: skip
+            has_aux=has_aux, return_state=True, arithmetic=FixedPoint(buffer=buffer),
+        )  # fmt: skip
+        return trained, {name: x for name, x in state.items() if name != "t"}
 
     pulled = []
     for adjoint in (Reversible(), Stored()):
         out, pullback = vjp(partial(trained, adjoint), params, optimizer.hyper, hyper)
-        pulled.append((out, pullback(np.cos(np.arange(size))), pullback(np.sin(np.arange(size)))))
+        cts = [
+            optree.tree_map(lambda x, f=f: f(np.arange(x.size)).reshape(x.shape), out)
+            for f in (np.cos, np.sin)
+        ]
+        pulled.append((out, *map(pullback, cts)))
     assert _same_bits(*pulled), f"Reversible and Stored differ: {pulled}"
 
 
-def _random_loss(rng, size):
+def _random_loss(rng, size, has_aux):
     a = rng.standard_normal((size, size))
 
     def loss(params, hyper, batch):
-        return np.sum(np.tanh(a @ params + np.cos(batch)) ** 2) / size + np.sum(hyper * params) / 10
+        hidden = np.tanh(a @ params + np.cos(batch))
+        value = np.sum(hidden**2) / size + np.sum(hyper * params) / 10
+        if not has_aux:
+            return value
+        return value, {"mean": np.mean(hidden), "hidden": hyper[:2] * hidden[:2]}
 
     return loss
 
@@ -163,6 +174,111 @@ def optimizers(kind):
 
     drawn = st.builds(kind, **{f.name: values(f) for f in fields(kind)})
     return drawn.filter(lambda optimizer: optimizer.reversible)
+
+
+# Drawn optimizers. Statements are text, so that a failure shows them.
+
+VARIABLES = ("v", "w", "params")
+OF_AUX = "s"  # a variable with the tree of the loss's aux
+HYPER = ("a", "b", "c")
+READABLE = ("g", "g_norm", "t", *VARIABLES, *HYPER)
+FACTORS = ("a", "b", "lambda a, b: a * b", "lambda c, t: 1 / (1 + c * c + 1 / t)", "0.75")
+
+
+def optimizer_of(texts, **hyper):
+    """An optimizer with these statements, given as text; hyper: its hyperparameters.
+
+    optimizer_of(["Scale('v', 'a')", "Add('v', lambda g: g)", "Add('params', lambda v: v)"], a=0.9)
+    """
+    names = {"np": np, "Add": Add, "Scale": Scale}
+    statements = tuple(eval(text, dict(names)) for text in texts)
+    drawn = [(name, Any, field(default=value)) for name, value in hyper.items()]
+    return make_dataclass(
+        "Drawn", drawn, bases=(Optimizer,), frozen=True, eq=False,
+        namespace={"statements": statements},
+    )()  # fmt: skip
+
+
+def adding(target, *reads):
+    """Text of an Add that reads these, takes bounded values and is linear in nothing."""
+    terms = [f"{0.3 + 0.1 * k:.1f} * {name}" for k, name in enumerate(reads)]
+    return (
+        f"Add({target!r}, lambda {', '.join(reads)}: 0.1 * np.tanh({' + '.join(terms) or '1.0'}))"
+    )
+
+
+def scaling(target, by):
+    """Text of a Scale. by: one of FACTORS."""
+    return f"Scale({target!r}, {repr(by) if by.isidentifier() else by})"
+
+
+def statement_lists(max_size=5):
+    """Strategy: texts of any statements in any order; most such lists cannot be undone."""
+    from hypothesis import strategies as st
+
+    return st.lists(_statements(), min_size=1, max_size=max_size).map(_written)
+
+
+def legal_lists(max_size=4):
+    """Strategy: texts of statements that can be undone, in an order in which that need not be seen.
+
+    Those that may read g come first and those that may change params last; then neighbours that
+    do not touch each other change places. Hyperparameters are called a, b and c.
+    """
+    from hypothesis import strategies as st
+
+    no_g = tuple(name for name in READABLE if name not in OF_LOSS)
+
+    @st.composite
+    def lists(draw):
+        first = _statements(targets=("v", "w", OF_AUX))
+        last = _statements(targets=VARIABLES, readable=no_g)
+        before = draw(st.lists(first, min_size=1, max_size=max_size))
+        after = draw(st.lists(last, min_size=1, max_size=max_size))
+        texts = _written([*before, *after])
+        made = optimizer_of(texts, **dict.fromkeys(HYPER, 0.5)).statements
+        made = [*zip(texts, made, strict=True)]
+        for i in draw(st.lists(st.integers(0, len(made) - 2), max_size=2 * max_size)):
+            if _apart(made[i][1], made[i + 1][1]):
+                made[i : i + 2] = made[i + 1], made[i]
+        return [text for text, _ in made]
+
+    return lists()
+
+
+def _statements(targets=(*VARIABLES, OF_AUX), readable=READABLE):
+    """Strategy: (target, what an Add reads) or (target, the factor of a Scale)."""
+    from hypothesis import strategies as st
+
+    def about(target):
+        some = ("aux", "t", *HYPER) if target == OF_AUX else readable
+        sources = st.sampled_from([name for name in some if name != target])
+        what = st.sampled_from(FACTORS) | st.lists(sources, unique=True, max_size=3)
+        return st.tuples(st.just(target), what)
+
+    return st.sampled_from(targets).flatmap(about)
+
+
+def _written(drawn):
+    """Drawn statements as text.
+
+    Variables that none of them changes are not read, and nothing is known to have the tree of aux
+    unless something reads aux, so the variable that is for it then reads aux alone.
+    """
+    known = {target for target, _ in drawn} | {"t", "params", *OF_LOSS, *HYPER}
+    if not any("aux" in what for target, what in drawn if isinstance(what, list)):
+        drawn = [(t, ["aux"] if t == OF_AUX and isinstance(w, list) else w) for t, w in drawn]
+    return [
+        scaling(target, what)
+        if isinstance(what, str)
+        else adding(target, *(name for name in what if name in known))
+        for target, what in drawn
+    ]
+
+
+def _apart(a, b):
+    """Whether neither changes what the other changes or reads."""
+    return a.target not in (b.target, *b.reads) and b.target not in a.reads
 
 
 def float_arrays(shapes=None, dtype=np.float64, bound=2.0):

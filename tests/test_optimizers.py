@@ -7,20 +7,21 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from hypothesis import example, given
-from training import (
+from training import bits
+
+import revgrad as rg
+from revgrad.errors import ClosureError, FixedOverflow
+from revgrad.extend import Add, Optimizer, Scale
+from revgrad.testing import (
     FACTORS,
+    OF_AUX,
     VARIABLES,
     adding,
-    bits,
     legal_lists,
     optimizer_of,
     scaling,
     statement_lists,
 )
-
-import revgrad as rg
-from revgrad.errors import ClosureError, FixedOverflow
-from revgrad.extend import Add, Optimizer, Scale
 
 HYPER = {"a": 0.5, "b": 0.75, "c": 0.3}
 BUILT_IN = [rg.Momentum(0.1), rg.HeavyBall(0.1), rg.Adam(0.1), rg.SGD(0.1)]
@@ -63,12 +64,13 @@ def take_back(statement, i, values, g):
 
 
 def addend(statement, i, values, g):
-    return i, *(g if name == "g" else values.get(name, name) for name in statement.reads)
+    of_loss = ("g", "g_norm", "aux")
+    return i, *(g if name in of_loss else values.get(name, name) for name in statement.reads)
 
 
 def undoes(statements, order):
     """Whether undoing in this order gives the start; g is taken at the params as they are then."""
-    start = {name: ("start", name) for name in VARIABLES}
+    start = {name: ("start", name) for name in (*VARIABLES, OF_AUX)}
     values = start
     for i, s in enumerate(statements):
         values = execute(s, i, values, ("gradient at", start["params"]))
@@ -87,6 +89,8 @@ def undoes(statements, order):
 @example(G_HELD_UP)
 @example([scaling("v", "a"), scaling("v", "a")])
 @example([scaling("params", FACTORS[2]), adding("v", "g")])
+@example([adding("v", "g_norm"), adding("params", "v", "g_norm")])
+@example([adding("params", "v"), adding("s", "aux"), adding("v", "g")])
 @given(statement_lists())
 def test_undo_order_is_found_wherever_some_order_undoes(texts):
     drawn = optimizer_of(texts, **HYPER)
@@ -112,6 +116,9 @@ def test_legal_lists_are_found_legal(texts):
         ([adding("params", "g")], None),  # plain SGD
         ([adding("v", "g"), adding("params", "v"), scaling("v", "a")], (2, 1, 0)),
         (G_LAST, (1, 2, 0)),
+        ([adding("params", "g_norm")], None),
+        ([adding("params", "a"), adding("s", "aux")], (0, 1)),
+        ([adding("params", "v"), scaling("s", "a"), adding("s", "aux"), adding("v", "g")], None),
         (G_HELD_UP, (0, 2, 1)),  # the scale waits with what was added to it
         ([adding("v", "g"), adding("params", "v"), adding("w", "g", "v")], (1, 2, 0)),
         ([adding("params", "a"), adding("w", "g", "params")], None),

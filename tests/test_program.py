@@ -13,9 +13,7 @@ from training import (
     bits,
     contents,
     hyper_of,
-    legal_lists,
     loss,
-    optimizer_of,
     params_of,
     program_of,
 )
@@ -25,6 +23,7 @@ from revgrad import program as module
 from revgrad.buffer import BignumBuffer, InformationBuffer
 from revgrad.errors import BufferEmpty, FixedOverflow, NotFinite, NotReversed, RatioRefused
 from revgrad.extend import define
+from revgrad.testing import legal_lists, optimizer_of
 
 BUFFERS = ("words", "bignum")
 OPTIMIZERS = (rg.Momentum, rg.HeavyBall, rg.Adam)
@@ -39,6 +38,10 @@ factors = st.one_of(
 def curved(params, hyper, batch):
     """A loss with a gradient between -1 and 1, whatever the params."""
     return np.sum(np.cos(params + np.arange(params.size) + batch))
+
+
+def with_aux(params, hyper, batch):
+    return curved(params, hyper, batch), [np.sin(params[:2]), np.sum(params) * 0.1]
 
 
 def there_and_back(program, steps):
@@ -57,7 +60,11 @@ def there_and_back(program, steps):
 def program_for(optimizer, steps, size, buffer):
     start = np.linspace(-1, 1, size)
     arithmetic = rg.FixedPoint(buffer=buffer)
-    return program_of(curved, start, optimizer, range(steps), steps=steps, arithmetic=arithmetic)
+    aux = "aux" in optimizer.reads
+    return program_of(
+        with_aux if aux else curved, start, optimizer, range(steps), steps=steps, has_aux=aux,
+        arithmetic=arithmetic,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS)
@@ -85,7 +92,7 @@ def forms(draw, steps, size, factors):
     return drawn if shape == (size,) else rg.per_step(drawn.reshape(shape), every)
 
 
-@given(legal_lists(), factors, factors, st.integers(0, 8), st.sampled_from(BUFFERS))
+@given(legal_lists(), factors, factors, st.integers(1, 8), st.sampled_from(BUFFERS))
 @example(
     ["Scale('v', 'a')", "Add('params', lambda v: v)", "Add('w', lambda g: g)"], 0.9, 1.0, 9, "words"
 )

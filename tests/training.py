@@ -1,16 +1,16 @@
 """What the tests of training share: a small problem, drawn optimizers, ways to look at bits."""
 
-from dataclasses import dataclass, field, make_dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import optree
-from hypothesis import strategies as st
 
 import revgrad as rg
 from revgrad.adjoints import Reversible
 from revgrad.buffer import BignumBuffer
-from revgrad.extend import Add, Optimizer, Scale
+from revgrad.testing import legal_lists, optimizer_of
+
+__all__ = ["legal_lists", "optimizer_of"]
 
 
 def bits(tree):
@@ -102,83 +102,3 @@ def buffer_contents(buffer):
         return [int(digits) for digits in buffer.snapshot()]
     heads, dropped, tail = buffer.snapshot()
     return heads.tolist(), dropped, tail.sealed, tail.open[: tail.count].tolist()
-
-
-# Drawn optimizers. Statements are text, so that a failure shows them.
-
-VARIABLES = ("v", "w", "params")
-HYPER = ("a", "b", "c")
-READABLE = ("g", "t", *VARIABLES, *HYPER)
-FACTORS = ("a", "b", "lambda a, b: a * b", "lambda c, t: 1 / (1 + c * c + 1 / t)")
-
-
-def adding(target, *reads):
-    """Text of an Add that reads these, takes bounded values and is linear in nothing."""
-    terms = [f"{0.3 + 0.1 * k:.1f} * {name}" for k, name in enumerate(reads)]
-    return (
-        f"Add({target!r}, lambda {', '.join(reads)}: 0.1 * np.tanh({' + '.join(terms) or '1.0'}))"
-    )
-
-
-def scaling(target, by):
-    return f"Scale({target!r}, {by if by.startswith('lambda') else repr(by)})"
-
-
-def optimizer_of(texts, **hyper):
-    """An instance of an Optimizer class with these statements; hyper: its hyperparameters."""
-    names = {"np": np, "Add": Add, "Scale": Scale}
-    statements = tuple(eval(text, dict(names)) for text in texts)
-    fields = [(name, Any, field(default=value)) for name, value in hyper.items()]
-    return make_dataclass(
-        "Drawn", fields, bases=(Optimizer,), frozen=True, eq=False,
-        namespace={"statements": statements},
-    )()  # fmt: skip
-
-
-@st.composite
-def statements(draw, targets=VARIABLES, readable=READABLE):
-    """(target, what an Add reads) or (target, the factor of a Scale)."""
-    target = draw(st.sampled_from(targets))
-    if draw(st.booleans()):
-        return target, draw(st.sampled_from(FACTORS))
-    sources = [name for name in readable if name != target]
-    return target, draw(st.lists(st.sampled_from(sources), unique=True, max_size=3))
-
-
-def written(drawn):
-    """Drawn statements as text; variables that none of them changes are not read."""
-    known = {target for target, _ in drawn} | {"g", "t", "params", *HYPER}
-    return [
-        scaling(target, what)
-        if isinstance(what, str)
-        else adding(target, *(name for name in what if name in known))
-        for target, what in drawn
-    ]
-
-
-def statement_lists(max_size=5):
-    """Any statements in any order: most of these cannot be undone."""
-    return st.lists(statements(), min_size=1, max_size=max_size).map(written)
-
-
-@st.composite
-def legal_lists(draw, max_size=4):
-    """Statements that can be undone, in an order in which that need not be seen.
-
-    Those that may read g come first and those that may change params last; then neighbours that
-    do not touch each other change places.
-    """
-    no_g = [name for name in READABLE if name != "g"]
-    before = draw(st.lists(statements(targets=("v", "w")), min_size=1, max_size=max_size))
-    after = draw(st.lists(statements(readable=no_g), min_size=1, max_size=max_size))
-    texts = written([*before, *after])
-    made = [*zip(texts, optimizer_of(texts, **dict.fromkeys(HYPER, 0.5)).statements, strict=True)]
-    for i in draw(st.lists(st.integers(0, len(made) - 2), max_size=2 * max_size)):
-        if _apart(made[i][1], made[i + 1][1]):
-            made[i : i + 2] = made[i + 1], made[i]
-    return [text for text, _ in made]
-
-
-def _apart(a, b):
-    """Whether neither changes what the other changes or reads."""
-    return a.target not in (b.target, *b.reads) and b.target not in a.reads
