@@ -295,6 +295,8 @@ class Program:
         for n, d, every in zip(*self.ratios[name], spread.every, strict=True):
             bits = np.log2(np.asarray(d) / n)
             means.append(bits if every is None else np.repeat(bits, every, 0)[:steps].mean(0))
+        if spread.scalar:
+            return float(np.mean(means[0]))
         parts = layout.split(np.zeros(layout.size))
         for part, leaf in zip(parts, spread.owner, strict=True):
             part[...] = means[leaf]

@@ -96,14 +96,14 @@ def pull_scale(point, cts):
     cts[s.target] = ct * point.factor
     if s.literal:
         return []
-    return [(s.by, ct_factor)] if isinstance(s.by, str) else _pull_function(s.by, point, ct_factor)
+    return [(s.by, ct_factor)] if isinstance(s.by, str) else pull_function(s.by, point, ct_factor)
 
 
 def pull_add(point, cts):
-    return _pull_function(point.statement.delta, point, cts[point.statement.target])
+    return pull_function(point.statement.delta, point, cts[point.statement.target])
 
 
-def _pull_function(function, point, ct):
+def pull_function(function, point, ct):
     reads = {k: v for k, v in point.reads.items() if k != "t"}
     rest = {k: v for k, v in point.reads.items() if k == "t"}
     out, pullback = vjp(lambda xs: function(**xs, **rest), reads)

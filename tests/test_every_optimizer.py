@@ -184,7 +184,9 @@ def test_unrolled_agrees_with_difference_quotients(name):
 @pytest.mark.parametrize("name", ONE_WAY)
 def test_what_cannot_be_undone_is_refused_with_advice_and_trains_otherwise(name):
     f, params, optimizer, batches, options = settings_of(ONE_WAY[name])
-    advice = r"^Reversible\(\) cannot undo .*adjoint=Stored\(\) or Unrolled\(\)\.$"
+    advice = (
+        r"^Reversible\(\) cannot undo .*adjoint=Checkpointed\(20\), Stored\(\) or Unrolled\(\)\.$"
+    )
     with pytest.raises(TypeError, match=advice):
         rg.train(f, params, optimizer, batches, adjoint=rg.Reversible(), **options)
     report = rg.Report()

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import revgrad.ratio as ratio_module
-from revgrad import fixed, optimizers, program
+from revgrad import fixed, step
+from revgrad import statements as optimizers
 from revgrad._ext import exact, fused, reference
 from revgrad.buffer import BignumBuffer, InformationBuffer
 from revgrad.errors import BufferEmpty, FixedOverflow
@@ -220,7 +221,7 @@ def test_a_planted_fault_is_caught(monkeypatch, right, wrong):
 
 
 def pull(function, reads, ct):
-    return program._pull_function(function, program.Point(None, reads), ct)
+    return step.pull_function(function, step.Point(None, reads), ct)
 
 
 CLIPPED = (
@@ -230,7 +231,7 @@ CLIPPED = (
     optimizers.Add("params", lambda velocity, other, c: (c * velocity - 1) / (2 - other) - c),
 )  # fmt: skip
 PULLED = LISTS | {
-    "adam": (Adam.statements, LISTS["adam"][1]),
+    "adam": (Adam(0.1).statements, LISTS["adam"][1]),
     "clipped": (CLIPPED, {"c": 0.01, "decay": 0.3}),
 }
 del PULLED["odd"]
@@ -291,7 +292,7 @@ class Case:
         points, cts, found = [], {k: x.copy() for k, x in self.cts.items()}, {}
         for s in self.statements:
             now = {k: self.variables[k].decode() if k in cts else reads[k] for k in s.reads}
-            point = program.Point(s, now)
+            point = step.Point(s, now)
             target = self.variables[s.target]
             if s.target in self.scaled and hasattr(s, "by"):
                 point.before = target.decode()
@@ -302,7 +303,7 @@ class Case:
             points.append(point)
         for point in points[::-1]:
             scales = hasattr(point.statement, "by")
-            for k, ct in (program._pull_scale if scales else program._pull_add)(point, cts):
+            for k, ct in (step.pull_scale if scales else step.pull_add)(point, cts):
                 where = cts if k in cts else found
                 where[k] = where[k] + ct if k in where else ct
         return found, cts
