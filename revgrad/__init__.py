@@ -15,6 +15,7 @@ from revgrad.compiled import compile, show
 from revgrad.constraints import positive, simplex, unit_interval
 from revgrad.custom import checkpoint, custom_rule
 from revgrad.data import minibatches
+from revgrad.diagnose import FragileHypergradient, diagnose
 from revgrad.errors import (
     BufferEmpty,
     ClosureError,
@@ -80,6 +81,7 @@ __all__ = [
     "FixedOverflow",
     "FixedPoint",
     "Forward",
+    "FragileHypergradient",
     "HeavyBall",
     "Implicit",
     "LeakedBox",
@@ -106,6 +108,7 @@ __all__ = [
     "checkpoint",
     "compile",
     "custom_rule",
+    "diagnose",
     "grad",
     "hessian",
     "hvp",

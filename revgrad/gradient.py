@@ -88,7 +88,7 @@ class Gradient:
         """Tangents of the params' and hyper's leaves, with the leading axis of rows, if any."""
         lead = rows.shape[:-1]
         spans = zip(self.layout.ends, self.layout.ends[1:], self.layout.shapes, strict=False)
-        params = [rows[..., lo:hi].reshape(*lead, *shape) for lo, hi, shape in spans]
+        params = [rows[..., lo:hi].reshape((*lead, *shape)) for lo, hi, shape in spans]
         zeros = [np.zeros((*lead, *shape_of(v))) for v in given]
         return params, [z if x is None else x for x, z in zip(hyper, zeros, strict=True)]
 

@@ -1,7 +1,7 @@
 """What a run has to say about itself."""
 
 from dataclasses import dataclass, field, fields
-from math import log
+from math import inf, log
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Report:
         """How many of the looks at dL/dparams carry it: (sum of norms)^2 / sum of their squares."""
         norms = [norm for _, norm in self.growth]
         largest = max(norms, default=0.0)
-        if not largest > 0:
+        if not 0 < largest < inf:
             return None
         shares = [norm / largest for norm in norms]
         return sum(shares) ** 2 / sum(x * x for x in shares)

@@ -85,11 +85,12 @@ def backwards(program, memory, state, steps, ct_variables, ct_watched=None):
     _check_finite(run, cts, steps)
     state, t = state.copy(), 0
     for t, linearization in memory.back(state, steps):
-        if (t + 1) % every == 0:
-            run.report.growth.append((t + 1, float(np.linalg.norm(cts.variables["params"]))))
-        program.pull(linearization, t, cts)
-        if ct_watched is not None:
-            _pull_watch(program, linearization, t, cts, ct_watched[t])
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
+            if (t + 1) % every == 0:
+                run.report.growth.append((t + 1, float(np.linalg.norm(cts.variables["params"]))))
+            program.pull(linearization, t, cts)
+            if ct_watched is not None:
+                _pull_watch(program, linearization, t, cts, ct_watched[t])
         _check_finite(run, cts, t)
     if t > 0:  # truncated: what came before counts as given
         cts.variables = {name: np.zeros_like(ct) for name, ct in cts.variables.items()}

@@ -70,10 +70,12 @@ def ride_along(adjoint, run, values, columns):
             if run.watch_moves:
                 slopes.append(_watch_tangents(run, t, leaves, tangents["params"]))
         now = columns.count(t)
-        g = _gradient_tangents(program, leaves, t, tangents["params"][:now], columns, now)
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
+            g = _gradient_tangents(program, leaves, t, tangents["params"][:now], columns, now)
         (loss, aux), points = program.advance_pointwise(state, t, first)
         first = None
-        _push(program, points, t, tangents, columns, g, now)
+        with np.errstate(over="ignore", invalid="ignore"):
+            _push(program, points, t, tangents, columns, g, now)
         _check_finite(run, tangents, t)
         if run.callback is not None and stops(run, t, loss, aux):
             steps = t + 1

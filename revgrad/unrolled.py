@@ -19,7 +19,8 @@ def unroll(run, values):
     began, layout, watched = perf_counter(), run.layout, []
     variables = {"params": [np.copy(x) for x in values.params]}  # the caller's arrays stay theirs
     for name in run.optimizer.variables:
-        variables[name] = values.warm.get(name) or run.layout_of(name).zeros()
+        given = values.warm.get(name) or run.layout_of(name).zeros()
+        variables[name] = [np.copy(x) for x in given]
     steps = run.steps
     for t in range(run.steps):
         if run.watch is not None:

@@ -481,6 +481,106 @@ def test_a_run_goes_on_from_the_state_of_an_earlier_one(adjoint, optimizer):
     assert distance(forgetful, whole) > 1e-3
 
 
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+@pytest.mark.parametrize("make", [float, np.float32, np.float64, np.array])
+def test_a_number_comes_back_in_its_kind(adjoint, make):
+    square = lambda x, _hyper, target: (x["w"] - target) ** 2 + 0.0 * np.sum(x["b"])
+    start = {"w": make(0.5), "b": np.ones(2)}
+
+    def run(start):
+        return rg.train(
+            square, start, rg.Momentum(0.1), [1.0, 1.0], adjoint=adjoint, return_state=True
+        )
+
+    trained, state = run(start)
+    traced, pullback = rg.vjp(lambda s: run(s)[0], start)
+    ct = pullback(trained)[0]
+    for x in (trained["w"], state["velocity"]["w"], traced["w"], ct["w"]):
+        assert type(x) is type(start["w"]) and np.result_type(x) == np.result_type(start["w"])
+    assert trained["w"] != 0.5
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+@pytest.mark.parametrize("steps", [0, STEPS])
+def test_nobody_gets_arrays_that_the_run_or_the_caller_works_on(adjoint, steps):
+    """What watch and callback are given may be changed, and so may what comes back."""
+    given, warm = params_of(), {"velocity": params_of(seed=3)}
+    before = bits((given, warm))
+
+    def spoil(tree):
+        for x in optree.tree_leaves(tree):
+            x[...] = 7.0
+
+    def watch(t, params):
+        spoil(params)
+        return 1.0
+
+    def with_aux(params, hyper, batch):
+        return loss(params, hyper, batch), params["out"]
+
+    run = partial(
+        train, params=given, state=warm, steps=steps, adjoint=adjoint, loss=with_aux, has_aux=True,
+        return_state=True,
+    )  # fmt: skip
+    expected = bits(run())
+    spoiled = run(watch=watch, callback=lambda t, m: spoil(m["aux"]))
+    assert bits(spoiled) == expected and bits((given, warm)) == before
+    spoil((spoiled[0], spoiled[1]["velocity"]))
+    assert bits((given, warm)) == before and bits(run()) == expected
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+def test_aux_is_plain_whatever_is_traced(adjoint):
+    seen = []
+
+    def with_aux(params, hyper, batch):
+        return loss(params, hyper, batch), {"shift": hyper["shift"] * 2, "rows": params["out"]}
+
+    def run(hyper):
+        keep = lambda t, metrics: seen.append(metrics["aux"])
+        trained = train(loss=with_aux, has_aux=True, hyper=hyper, adjoint=adjoint, callback=keep)
+        return validation_loss(trained)
+
+    run(hyper_of())
+    plain, seen[:] = bits(seen), []
+    rg.grad(run)(hyper_of())
+    assert bits(seen) == plain
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+def test_loss_and_watch_are_called_no_more_than_needed(adjoint):
+    """Neither is looked at once more to see what it is like."""
+    calls = {"loss": 0, "watch": 0}
+
+    def counted(name, function):
+        def counting(*args):
+            calls[name] += 1
+            return function(*args)
+
+        return counting
+
+    train(
+        batches=[("different at every step", b) for b in batches_of(STEPS)], adjoint=adjoint,
+        loss=counted("loss", lambda p, h, b: loss(p, h, b[1])),
+        watch=counted("watch", lambda t, p: validation_loss(p)),
+    )  # fmt: skip
+    assert calls["watch"] == STEPS
+    train(steps=1, adjoint=adjoint, loss=counted("loss", loss), watch=None)
+    assert calls["loss"] - STEPS <= 2 * STEPS
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+def test_steps_taken_are_counted_by_the_run_not_by_the_report(adjoint):
+    report = rg.Report()
+
+    def meddle(step, metrics):
+        report.clear()
+        report.steps = 100
+
+    _, state = train(report=report, callback=meddle, return_state=True, adjoint=adjoint)
+    assert state["t"] == STEPS
+
+
 # Stopping early.
 
 
