@@ -5,7 +5,15 @@ import zlib
 from functools import partial
 from inspect import getattr_static
 from operator import is_
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType, NoneType
+from types import (
+    CellType,
+    CodeType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+    NoneType,
+)
 
 import numpy as np
 import optree
@@ -118,7 +126,8 @@ class _Look:
         while names != self.names:  # functions that are found late name attributes of early objects
             names = set(self.names)
             self.cells, self.items, self.sizes, self.rows = [], [], [], []
-            self.arrays, self.codes, self.seen, self.traced = [], [], {}, False
+            self.slots, self.arrays, self.codes = [], [], []
+            self.seen, self.traced = {}, False
             self.print = tuple(part for x in roots for part in self._walk(x))
         self.print = None if self.traced else (*self.print, _Held(self.seen))
 
@@ -135,6 +144,9 @@ class _Look:
                 return False
         for mapping, name, value in self.items:
             if mapping.get(name, self) is not value:
+                return False
+        for x, name, value in self.slots:
+            if getattr(x, name, None) is not value:
                 return False
         return all(function.__code__ is code for function, code in self.codes)
 
@@ -222,6 +234,16 @@ class _Look:
             self.sizes.append((vars(x), len(vars(x))))
             yield from self._named(vars(x), sorted(self.names))
             yield from self._walk(type(x))
+        elif hasattr(x, "__slots__") and not is_library(type(x)):
+            for name in sorted(name for name in self.names if _is_slot(x, name)):
+                value = getattr(x, name, None)
+                self.slots.append((x, name, value))
+                yield from self._walk(value)
+            yield from self._walk(type(x))
+
+
+def _is_slot(x, name):
+    return isinstance(getattr_static(type(x), name, None), MemberDescriptorType)
 
 
 class _Held:

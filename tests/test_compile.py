@@ -544,6 +544,21 @@ def test_changed_modules_classes_containers_and_keywords_are_seen():
         check()
 
 
+def test_changed_slots_are_seen():
+    class Scale:
+        __slots__ = ("k", "other")
+
+        def times(self, x):
+            return x * self.k
+
+    scale = Scale()
+    scale.k = 2.0
+    f = compile(lambda x: scale.times(x))
+    assert f(1.0) == 2.0
+    scale.k = 3.0
+    assert f(1.0) == 3.0
+
+
 def test_a_captured_structure_without_values_is_seen():
     tree = {"bias": None}
     f = compile(lambda x: x if tree.get("bias") is None else x + 1)
