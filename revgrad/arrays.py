@@ -262,9 +262,6 @@ class ArrayBox(Box):
 
 _INSTEAD = {
     "flatten": "write np.ravel(x)",
-    "real": "it is real: write x",
-    "conj": "it is real: write x",
-    "conjugate": "it is real: write x",
     "fill": "write np.where(True, value, x)",
     "sort": "write x[np.argsort(x)]",
 }

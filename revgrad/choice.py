@@ -5,6 +5,7 @@ from revgrad.arrays import plain
 from revgrad.errors import RatioRefused
 from revgrad.optimizers import Scale
 from revgrad.ratio import Ratio
+from revgrad.record import Record
 from revgrad.tape import Box, Push
 
 ROOM = 10**9  # bytes of states up to which storing them all is taken to be no burden
@@ -13,7 +14,8 @@ ROOM = 10**9  # bytes of states up to which storing them all is taken to be no b
 def choose(run, values, saved=False):
     """(adjoint, why). saved: only those that can be resumed from a file."""
     boxes = [x for x in _leaves(values) if isinstance(x, Box)]
-    if any(isinstance(x.value, Box) for x in boxes):
+    below = [x.value for x in boxes if isinstance(x.value, Box)]
+    if not all(isinstance(x.trace, Record) for x in below):  # which only watches
         return Unrolled(), "it is differentiated more than once"
     if any(isinstance(x.trace, Push) for x in boxes):
         return Forward(), "it is differentiated in forward mode"
