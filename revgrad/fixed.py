@@ -267,14 +267,15 @@ class FusedStep:
         self, reads: dict, ratios: dict, emit: dict, into: dict | None = None
     ) -> _Bound | None:
         into = into or {}
-        if self.size == 0 or not all(_ratio(ratio).narrow for ratio in ratios.values()):
+        if self.size == 0:
             return None
+        for ratio in ratios.values():
+            if not (ratio.values if type(ratio) is Segments else ratio).narrow:
+                return None
         key = (
-            tuple([(name, _kind(x)) for name, x in reads.items()]),
-            tuple([(name, _kind(x)) for name, x in ratios.items()]) if self.pull else None,
-            tuple([(name, x.dtype.char) for name, x in emit.items()]),
-            tuple([(name, x.dtype.char) for name, x in into.items()]),
-        )
+            *reads, *_kinds(reads), None, *(_kinds(ratios) if self.pull else ()), None,
+            *emit, *_kinds(emit), None, *into, *_kinds(into),
+        )  # fmt: skip
         if key not in self._plans:
             self._plans[key] = self._planned(reads, ratios, emit, into)
         return self._plans[key]
@@ -405,21 +406,41 @@ BLOCK = kernel.FUSED_ELEMENTS
 CHUNK_BLOCKS = CHUNK // BLOCK
 
 
-def _kind(x: Any) -> str:
+def _kinds(values: dict) -> list[str]:
     """What distinguishes plans: a number, one per segment, or a vector of a dtype."""
-    if isinstance(x, Segments):
-        return "segments"
-    if isinstance(x, Ratio):
-        return "" if isinstance(x.n, int) else "d"
-    return x.dtype.char if getattr(x, "ndim", 0) else ""
+    return [
+        x.dtype.char if isinstance(x, np.ndarray) and x.ndim
+        else "segments" if isinstance(x, Segments)
+        else "ratios" if isinstance(x, Ratio) and not isinstance(x.n, int)
+        else ""
+        for x in values.values()
+    ]  # fmt: skip
 
 
 def _ratio(x: Any) -> Ratio:
     return x.values if isinstance(x, Segments) else x
 
 
-def _number(x: Any) -> Any:
-    return x.values if isinstance(x, Segments) else x
+def _factor(x: Any) -> Any:
+    return Segments(x.values.value) if isinstance(x, Segments) else x.value
+
+
+def _plain(numbers: dict) -> dict:
+    return {name: x.values if isinstance(x, Segments) else x for name, x in numbers.items()}
+
+
+def _same(one: list, other: list) -> bool:
+    """Whether what was made of numbers holds; arrays and -0 are looked at again."""
+    return len(one) == len(other) and all(
+        a is b or (type(a) is type(b) and type(a) in (float, int, np.float64) and a == b != 0)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _source(name: str) -> tuple[str, str]:
+    """(Which argument of `run` an array comes from, its name there.)"""
+    what, _, of = name.partition(" ")
+    return (what, of) if of else ("read", name)
 
 
 def _check_segments(ends: npt.NDArray[np.int64], size: int) -> None:
@@ -452,16 +473,21 @@ class _Bound:
             self.kernel.variable(k, fixed.values, fixed.fraction_bits)
         self.buffers: list[Any] = [step.buffers[name] for name in plan.scaled]
         self.ratios: list[Any] = [None] * len(plan.scaled)
-        self.arrays: dict[str, Any] = {}
+        self.arrays: dict[str, Any] = dict.fromkeys(plan.arrays)
+        self.sources = [(name, slot, *_source(name)) for name, slot in plan.arrays.items()]
+        self.numbers: list[Any] | None = None  # that the plan's scalars were last made of
 
     def set(self, reads: dict, ratios: dict, emit: dict, cotangents: dict, into: dict) -> None:
         numbers = self._numbers(reads, ratios)
-        for slot, value in zip(self.plan.scalars, self.plan.numbers(numbers), strict=True):
-            many = np.ndim(value)
-            self.kernel.constant(slot, np.ascontiguousarray(value, np.float64) if many else value)
-        for name, slot in self.plan.arrays.items():
-            array = self._array(name, reads, ratios, emit, cotangents, into)
-            if self.arrays.get(name) is not array:
+        now = [numbers[name] for name in self.plan.names]
+        if self.numbers is None or not _same(now, self.numbers):
+            self.kernel.numbers_in(self.plan.scalars, self.plan.numbers(_plain(numbers)))
+            self.numbers = now
+        given = {"read": reads, "factor": ratios, "out": emit, "ct": cotangents, "into": into}
+        for name, slot, what, of in self.sources:
+            array = given[what].get(of)
+            if array is None or array is not self.arrays[name]:
+                array = self._array(name, what, array)
                 self.kernel.array(slot, array.reshape(-1))
                 self.arrays[name] = array
         for k, name in enumerate(self.plan.scaled):
@@ -472,25 +498,22 @@ class _Bound:
                 self.ratios[k] = ratio
 
     def _numbers(self, reads: dict, ratios: dict) -> dict:
-        numbers = {name: _number(x) for name, x in reads.items()}
-        if self.step.pull is not None:
-            numbers |= {f"factor {name}": _ratio(x).value for name, x in ratios.items()}
-        return numbers
+        if self.step.pull is None:
+            return reads
+        return reads | {f"factor {name}": _factor(x) for name, x in ratios.items()}
 
-    def _array(
-        self, name: str, reads: dict, ratios: dict, emit: dict, cotangents: dict, into: dict
-    ) -> Any:
-        what, _, of = name.partition(" ")
-        if not of:
-            return reads[name]
+    def _array(self, name: str, what: str, array: Any) -> Any:
         if what == "factor":
-            return ratios[of].value
-        if what == "into" and of not in into:
+            return array.value
+        if array is None and what == "into":
             return np.empty(self.step.size)
-        out = {"out": emit, "ct": cotangents, "into": into}[what][of]
-        if not out.flags.c_contiguous or (what == "ct" and out.dtype != np.float64):
-            raise ValueError(f"{name} is not contiguous, or {out.dtype}; pass another array.")
-        return out
+        if array is None:
+            raise ValueError(f"{name!r} is not given; pass cotangents of every variable.")
+        if what != "read" and not (array.flags.c_contiguous and array.flags.writeable):
+            raise ValueError(f"{name!r} is read-only or not contiguous; pass another array.")
+        if what == "ct" and array.dtype != np.float64:
+            raise ValueError(f"{name!r} is {array.dtype}; pass float64.")
+        return array
 
     def run(self, lo: int, hi: int) -> Any:
         elements = int(self.starts[hi] - self.starts[lo])
@@ -505,7 +528,7 @@ class _Bound:
         """The cotangents of what was read."""
         count = len(self.step.segments)
         sums = dict(zip(self.plan.sums, self.kernel.sums(count), strict=True))
-        values = self.plan.late(self._numbers(reads, ratios), sums)
+        values = self.plan.late(_plain(self._numbers(reads, ratios)), sums)
         found: dict[str, Any] = {}
         for name, value in zip(self.plan.found, values, strict=True):
             if isinstance(reads[name], Segments):

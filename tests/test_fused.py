@@ -203,7 +203,7 @@ def test_bignums_and_nothing_at_all_run_one_by_one():
 
 @pytest.mark.parametrize(
     ("right", "wrong"),
-    [(fused.ADD, fused.SUBTRACT), (fused.TIMES, fused.OVER), (fused.EQUAL, fused.GREATER)],
+    [(fused.ADD, fused.SUBTRACT), (fused.TIMES, fused.OVER), (fused.SAFE_ROOT, fused.NEGATE)],
 )
 def test_a_planted_fault_is_caught(monkeypatch, right, wrong):
     plan = fused.Plan.__init__
@@ -474,3 +474,72 @@ def test_a_planted_fault_in_the_pull_back_is_caught(monkeypatch, right, wrong):
     monkeypatch.setattr(fused.Plan, "__init__", faulty)
     with pytest.raises(AssertionError):
         test_the_pull_back_is_the_tapes(None, "momentum", "number")
+
+
+def test_what_a_step_was_told_before_is_not_taken_for_what_it_is_told_now(instruction_set):
+    """Numbers, arrays and ratios that change between calls, and arrays that change inside."""
+    statements, numbers = LISTS["adam"]
+    one, other = made(statements, 700), made(statements, 700)
+    step, slow = FusedStep(statements, *one), FusedStep(statements, *other)
+    rates = np.array([0.5])
+    g = np.linspace(-1, 1, 700)
+    for t in (1, 2, 2):
+        for change in (numbers, {"eps": 0.0}, {"eps": -0.0}, {"b1": np.float64(0.5)}, {"eps": 1}):
+            reads = numbers | change | {"t": t, "g": g, "learning_rate": rates[0]}
+            ratios = {name: Ratio(9, 10 + t) for name in one[1]}
+            step.run(reads, ratios)
+            slow._one_by_one(reads, ratios)
+            assert contents(*one) == contents(*other)
+            g[:] *= 0.9
+            rates *= 0.9
+
+
+@pytest.mark.parametrize(
+    "number", [0.0, -0.0, 1.0, 2.0**-1022, 5e-324, 2.0**-950, 1e300, -1e308, np.inf, np.nan]
+)
+@pytest.mark.parametrize("bits", [0, 1, 52, 62])
+def test_sums_take_numbers_of_every_size(instruction_set, number, bits):
+    """The ulp and the number are one factor where that rounds nothing: it must not show."""
+    specials = np.array([0.0, -0.0, 1.0, -0.3, 5e-324, 1e-310, 2.0**40, 1e308, -1e308])
+    reals = np.resize(specials, 40)
+    statements = (
+        Add("a", lambda g, c: g * c, ("g", "c")),
+        Add("b", lambda a, c: c * a, ("a", "c")),
+        Add("b", lambda a, g: a * g, ("a", "g")),
+        Add("b", lambda a, g: g / a, ("a", "g")),
+    )
+    for s in statements:
+        for g in (reals, reals[:4].repeat(10), np.zeros(40)):
+            states = [
+                {"a": FixedArray(np.arange(-20, 20) * 2**40, bits),
+                 "b": FixedArray(np.zeros(40, np.int64), 62 - bits)} for _ in range(2)
+            ]  # fmt: skip
+            raised = []
+            for state, fast in zip(states, (True, False), strict=True):
+                step = FusedStep((s,), state, {})
+                try:
+                    with np.errstate(all="ignore"):
+                        reads = {"g": g, "c": number}
+                        step.run(reads) if fast else step._one_by_one(reads, {})
+                    raised.append(None)
+                except FixedOverflow as error:
+                    raised.append(error.index)
+            assert raised[0] == raised[1]
+            assert contents(states[0], {}) == contents(states[1], {})
+
+
+def test_the_root_that_is_safe_at_zero_is_one_operation(instruction_set):
+    root = optimizers._root
+    statements = (Add("a", lambda g: root(g) - 1, ("g",)), Add("a", lambda g: root(g), ("g",)))
+    for s in statements:
+        one, other = (({"a": FixedArray.encode(np.zeros(9), 52)}, {}) for _ in range(2))
+        g = np.array([0.0, -0.0, 1.0, 2.0, 5e-324, 0.3, 100.0, 1e-30, 4.0])
+        step = FusedStep((s,), *one)
+        assert step.fused({"g": g})
+        assert fused.SAFE_ROOT in step._bound({"g": g}, {}, {}).plan.operations[:, 0]
+        step.run({"g": g})
+        FusedStep((s,), *other)._one_by_one({"g": g}, {})
+        assert contents(*one) == contents(*other)
+    near = fused.Plan((Add("a", lambda g: np.where(g == 0, 1.0, np.sqrt(g)), ("g",)),), ["a"], [],
+                      {"g": fused.DOUBLES}, {}, False)  # fmt: skip
+    assert fused.SAFE_ROOT not in near.operations[:, 0]

@@ -241,9 +241,11 @@ static int64_t NAME(divide)(int64_t *x, uint32_t *heads, columns c, int64_t size
 }
 
 /* x <- x + sign*rint(delta*scale) mod 2^64, whatever comes; the same call with -sign is the undo.
- * delta: factor times the doubles, the floats, or the decoded integers (times ulp) at `from`.
- * Returns whether some delta was not finite or some sum left int64. */
-INLINE int NAME(add_as)(int64_t *x, real_source from, int64_t size, double scale, int sign, int kind)
+ * delta: the doubles, the floats, or the decoded integers (times ulp) at `from`, times factor, or
+ * times or over the doubles at `by`. Returns whether some delta was not finite or some sum left
+ * int64. */
+INLINE int NAME(add_as)(int64_t *x, real_source from, int64_t size, double scale, int sign, int kind,
+                        int how)
 {
     const float *floats = (const float *)from.at;
     const double *reals = (const double *)from.at;
@@ -252,8 +254,14 @@ INLINE int NAME(add_as)(int64_t *x, real_source from, int64_t size, double scale
     int64_t i = 0;
     int bad = 0;
 #ifdef LANES
+    /* scale and ulp are powers of 2: in one factor with the other they round nothing differently but
+     * what is 0 ulp, unless that factor itself over- or underflows */
+    const double at_once = (how == BY_FACTOR ? factor : 1.0) * scale
+                           * (kind == FROM_INTEGERS && how == BY_FACTOR ? ulp : 1.0);
+    const double size_of_it = __builtin_fabs(at_once);
+    const int whole = factor == 0.0 || (size_of_it > 0x1p-900 && size_of_it < 0x1p900);
     vi wrapped = every(0);
-    for (; i + LANES <= size; i += LANES) {
+    for (; whole && i + LANES <= size; i += LANES) {
         vi old = load(x + i), v, sum;
         vf scaled;
         if (kind == FROM_FLOATS)
@@ -261,13 +269,21 @@ INLINE int NAME(add_as)(int64_t *x, real_source from, int64_t size, double scale
         else if (kind == FROM_DOUBLES)
             scaled = load_reals(reals + i);
         else
-            scaled = real(load(integers + i)) * every_real(ulp);
-        scaled = scaled * every_real(factor) * every_real(scale);
+            scaled = real(load(integers + i));
+        if (kind == FROM_INTEGERS && how != BY_FACTOR)
+            scaled = scaled * every_real(ulp);
+        if (how == BY_TIMES)
+            scaled = scaled * load_reals(from.by + i);
+        else if (how == BY_OVER)
+            scaled = scaled / load_reals(from.by + i);
+        scaled = scaled * every_real(at_once);
         v = round_to_even(scaled);
         sum = sign > 0 ? old + v : old - v;
         /* the summands agree in sign and the sum does not; all ones where v is no int64 */
         vi against = sign > 0 ? v ^ sum : old ^ v;
-        wrapped = wrapped | ((old ^ sum) & against) | lanes_as_ones(not_encodable(scaled));
+        wrapped = wrapped | ((old ^ sum) & against);
+        if (in_doubt(v))
+            wrapped = wrapped | lanes_as_ones(not_encodable(scaled));
         store(x + i, sum);
     }
     bad = !none(negative(wrapped));
@@ -276,20 +292,26 @@ INLINE int NAME(add_as)(int64_t *x, real_source from, int64_t size, double scale
         double read = kind == FROM_FLOATS ? floats[i]
                       : kind == FROM_DOUBLES ? reals[i] : (double)integers[i] * ulp;
         int64_t v = 0;
-        bad |= !fixed_encode(read * factor, scale, &v);
+        read = how == BY_FACTOR ? read * factor : how == BY_TIMES ? read * from.by[i]
+                                                                  : read / from.by[i];
+        bad |= !fixed_encode(read, scale, &v);
         bad |= !fixed_sum(x[i], v, sign, &x[i]);
     }
     return bad;
 }
 
+#define ADD_HOW(sign, kind) \
+    (from.how == BY_FACTOR ? NAME(add_as)(x, from, size, scale, sign, kind, BY_FACTOR) \
+     : from.how == BY_TIMES ? NAME(add_as)(x, from, size, scale, sign, kind, BY_TIMES) \
+                            : NAME(add_as)(x, from, size, scale, sign, kind, BY_OVER))
 #define ADD_KIND(sign) \
-    (from.kind == FROM_FLOATS ? NAME(add_as)(x, from, size, scale, sign, FROM_FLOATS) \
-     : from.kind == FROM_DOUBLES ? NAME(add_as)(x, from, size, scale, sign, FROM_DOUBLES) \
-                                 : NAME(add_as)(x, from, size, scale, sign, FROM_INTEGERS))
+    (from.kind == FROM_FLOATS ? NAME(add_as)(x, from, size, scale, sign, FROM_FLOATS, BY_FACTOR) \
+     : from.kind == FROM_DOUBLES ? ADD_HOW(sign, FROM_DOUBLES) : ADD_HOW(sign, FROM_INTEGERS))
 static int NAME(add)(int64_t *x, real_source from, int64_t size, double scale, int sign)
 {
     return sign > 0 ? ADD_KIND(1) : ADD_KIND(-1);
 }
+#undef ADD_HOW
 #undef ADD_KIND
 
 /* out <- x*ulp, rounded to double and then to float where is_float */
@@ -346,7 +368,8 @@ static void NAME(real_op)(int op, double *out, const double *a, int sa, const do
                           const double *c, int sc, int64_t size)
 {
     const double only = sa ? 0 : *a, one = b && !sb ? *b : 0, other = c && !sc ? *c : 0;
-    int64_t j;
+    int64_t j, vectors = 0;
+    (void)vectors;
     switch (op) {
     case FUSED_PLUS: REALS2(PLUS);
     case FUSED_MINUS: REALS2(MINUS);
@@ -357,6 +380,7 @@ static void NAME(real_op)(int op, double *out, const double *a, int sa, const do
     case FUSED_EQUAL: REALS2(EQUAL);
     case FUSED_NEGATE: EACH(-a[j]); break;
     case FUSED_ROOT: EACH(__builtin_sqrt(a[j])); break;
+    case FUSED_SAFE_ROOT: EACH(__builtin_sqrt(a[j]) + 0.0); break; /* -0 becomes 0 */
     case FUSED_MAGNITUDE: EACH(__builtin_fabs(a[j])); break;
     case FUSED_SIGN: EACH(a[j] > 0 ? 1.0 : a[j] < 0 ? -1.0 : a[j] == 0 ? 0.0 : a[j]); break;
     case FUSED_COPY:
@@ -364,6 +388,16 @@ static void NAME(real_op)(int op, double *out, const double *a, int sa, const do
         else EACH(only);
         break;
     case FUSED_WHERE:
+#ifdef LANES
+        for (; vectors + LANES <= size; vectors += LANES) {
+            vf u = sb ? load_reals(b + vectors) : every_real(one);
+            vf v = sc ? load_reals(c + vectors) : every_real(other);
+            store_reals(out + vectors, choose_reals(load_reals(a + vectors), u, v));
+        }
+        for (j = vectors; j < size; j++)
+            out[j] = a[j] != 0 ? (sb ? b[j] : one) : (sc ? c[j] : other);
+        break;
+#endif
         if (sb && sc) EACH(a[j] != 0 ? b[j] : c[j]);
         else if (sb) EACH(a[j] != 0 ? b[j] : other);
         else if (sc) EACH(a[j] != 0 ? one : c[j]);
@@ -486,6 +520,8 @@ INLINE int64_t NAME(fused_op)(const fused_program *p, const fused_operation *o, 
         from.kind = o->in[0] < 0 ? FROM_INTEGERS
                     : p->slots[o->in[0]].kind == FUSED_FLOATS ? FROM_FLOATS : FROM_DOUBLES;
         from.factor = o->in[1] < 0 ? 1.0 : *in[1];
+        from.how = o->in[2] >= 0 ? BY_OVER : o->in[1] >= 0 && step[1] ? BY_TIMES : BY_FACTOR;
+        from.by = o->in[2] >= 0 ? in[2] : in[1];
         from.ulp = p->variables[o->out].ulp;
         if (!NAME(add)(v->x + lo, from, size, v->scale, sign))
             return -1;

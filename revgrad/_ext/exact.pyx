@@ -25,11 +25,11 @@ cdef extern from "kernels.h" nogil:
         int n_many, d_many, usual, small
     int KINDS
     columns columns_from(columns c, int64_t lo) noexcept
-    int FROM_DOUBLES, FROM_FLOATS
+    int FROM_DOUBLES, FROM_FLOATS, BY_FACTOR
     ctypedef struct real_source:
         const void *at
         double factor, ulp
-        int kind
+        int kind, how
     int FUSED_BLOCK, FUSED_SLOTS, FUSED_VARIABLES
     int FUSED_CONSTANT, FUSED_REGISTER, FUSED_DOUBLES, FUSED_FLOATS
     ctypedef struct fused_slot:
@@ -256,6 +256,7 @@ def add_floats(int64_t[::1] x, delta, int fraction_bits, int sign):
     check_sizes(size, len(delta))
     cdef real_source reals
     reals.at, reals.factor, reals.ulp = address(delta), 1.0, 0.0
+    reals.how = BY_FACTOR
     reals.kind = FROM_FLOATS if delta.dtype.char == "f" else FROM_DOUBLES
     cdef double scale = 2.0 ** fraction_bits
     cdef int bad = 0
@@ -338,12 +339,22 @@ cdef class Fused:
         self.p.blocks, self.p.length = segments.shape[0], len(operations)
         self.p.backwards = backwards
 
+    def numbers_in(self, list slots, list values):
+        """`constant` of several slots."""
+        cdef int k
+        for k, value in zip(slots, values):
+            if type(value) is float:
+                self.slots[k].many, self.numbers[k] = 0, value
+                self.slots[k].values = &self.numbers[k]
+            else:
+                self.constant(k, value)
+
     def constant(self, int k, value):
         """One number for all, or a float64 vector of one per segment."""
         cdef const double[::1] values
         self.slots[k].many = getattr(value, "ndim", 0)
         if self.slots[k].many:
-            values = self.held[k] = value
+            values = self.held[k] = np.ascontiguousarray(value, np.float64)
             if values.shape[0] < self.most:
                 raise ValueError(f"{values.shape[0]} numbers; pass one per segment.")
             self.slots[k].values = &values[0]

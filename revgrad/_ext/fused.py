@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 (
-    PLUS, MINUS, TIMES, OVER, GREATER, LESS, EQUAL, NEGATE, ROOT, MAGNITUDE, SIGN, WHERE, COPY,
-    DECODE, EMIT, ADD, SUBTRACT, SCALE, UNSCALE, WIDEN, NARROW, SUM,
-) = range(22)  # fmt: skip
+    PLUS, MINUS, TIMES, OVER, GREATER, LESS, EQUAL, NEGATE, ROOT, SAFE_ROOT, MAGNITUDE, SIGN, WHERE,
+    COPY, DECODE, EMIT, ADD, SUBTRACT, SCALE, UNSCALE, WIDEN, NARROW, SUM,
+) = range(23)  # fmt: skip
 CONSTANT, REGISTER, DOUBLES, FLOATS = range(4)
 SLOTS, VARIABLES = 160, 16  # the most that exact.Fused holds
 REAL = {*range(DECODE + 1), WIDEN}  # operations whose `out` is a slot they fill with reals
@@ -151,6 +151,21 @@ def is_truth(x: Any) -> bool:
     return is_vector(x) and OPERATIONS.get(x.made_by[0]) in (GREATER, LESS, EQUAL)
 
 
+def safe_root(x: Symbol) -> Any:
+    """y, where x is where(y == 0, 0, sqrt(where(y == 0, ..., y))), or None."""
+    op, *args = x.made_by
+    if op is not np.where or repr(args[1]) not in ("0", "0.0") or not is_vector(args[2]):
+        return None
+    dark, inner = args[0], args[2].made_by
+    if inner[0] is not np.sqrt or not is_vector(inner[1]) or inner[1].made_by[0] is not np.where:
+        return None
+    again, _, y = inner[1].made_by[1:]
+    equal = is_vector(dark) and OPERATIONS.get(dark.made_by[0]) == EQUAL
+    if again is dark and equal and dark.made_by[1] is y and repr(dark.made_by[2]) in ("0", "0.0"):
+        return y
+    return None
+
+
 def record(function: Callable[..., Any], *args: Any, **reads: Any) -> Any:
     """What a function makes of symbols. Raises: NotFusible."""
     try:
@@ -169,6 +184,9 @@ class Numbers:
         self._index: dict[int, int] = {}
         self._kept: list[Any] = []
         self._wanted = [self._place(x) for x in wanted]
+        self.names = list(dict.fromkeys(
+            x.made_by[0] for x in self._kept if isinstance(x, Symbol) and len(x.made_by) == 1
+        ))  # fmt: skip
 
     def _place(self, x: Any) -> int:
         if id(x) not in self._index:
@@ -217,8 +235,9 @@ class Plan:
     reads, ct): pairs (name, cotangent) of what the function reads. into: kinds of the vectors that
     take cotangents of vectors read. wanted: names to find cotangents of; None: all.
     Attributes: operations (int32 rows); kinds and registers of slots; names of the arrays in slots;
-    owner: the statement that each operation belongs to; scalars and numbers: the slots of numbers,
-    and their values; sums: ids of the symbols that are summed; found: (name, symbol) of numbers.
+    owner: the statement that each operation belongs to; scalars, numbers, names: the slots of
+    numbers, their values, and what these depend on; sums: ids of the symbols that are summed;
+    found, late: the names of numbers whose cotangents are wanted, and these.
     Raises: NotFusible.
     """
 
@@ -269,6 +288,7 @@ class Plan:
         if len(variables) > VARIABLES:
             raise NotFusible("too many variables")
         self.numbers = Numbers(self._scalars)
+        self.names = self.numbers.names
         self.late = Numbers(self._found.values())
         self._drop_unused()
         self._share_registers()
@@ -390,16 +410,27 @@ class Plan:
         self._row(owner, NARROW if kind == FLOATS else COPY, source, out=out)
 
     def _add(self, owner: int, target: str, delta: Any) -> None:
-        """A sum, which multiplies by a number and decodes a variable by itself."""
-        op, factor, source = SUBTRACT if self.undone else ADD, -1, 0
+        """A sum, which multiplies or divides and decodes a variable by itself."""
+        op, factor, over = SUBTRACT if self.undone else ADD, -1, -1
         if is_truth(delta):
             raise NotFusible("arithmetic with truths")
-        if isinstance(delta, Symbol) and OPERATIONS.get(delta.made_by[0]) == TIMES:
-            numbers = [x for x in delta.made_by[1:] if not is_vector(x)]
-            if len(numbers) == 1 and not any(is_truth(x) for x in delta.made_by[1:]):
-                factor = self._place(owner, numbers[0])
-                delta = next(x for x in delta.made_by[1:] if is_vector(x))
+        last = OPERATIONS.get(delta.made_by[0]) if isinstance(delta, Symbol) else None
+        if last in (TIMES, OVER) and self._key(delta) not in self._known:
+            first, second = delta.made_by[1:]
+            if last == TIMES and not is_vector(first):
+                first, second = second, first
+            # floats are multiplied by numbers alone
+            if is_vector(first) and not (is_truth(first) or is_truth(second)):
+                numbers = not is_vector(second)
+                if last == TIMES and numbers:
+                    factor, delta = self._place(owner, second), first
+                elif not numbers:
+                    slot, by = self._place(owner, first), self._place(owner, second)
+                    factor, over = (by, -1) if last == TIMES else (-1, by)
+                    self._row(owner, op, slot, factor, over, target=target)
+                    return
         name = delta.made_by[0] if is_vector(delta) else None
+        source = 0
         if isinstance(name, str) and self._key(delta) not in self._known:
             if name in self.variables:
                 source, slot = self.variables.index(name), -1
@@ -480,6 +511,10 @@ class Plan:
         if len(x.made_by) == 1:
             return self._fill_name(owner, x.made_by[0])
         op, *args = x.made_by
+        if (root := safe_root(x)) is not None:
+            slot, out = self._place(owner, root), self._slot(REGISTER, 0)
+            self._row(owner, SAFE_ROOT, slot, out=out)
+            return out
         if op not in OPERATIONS:
             raise NotFusible(getattr(op, "__name__", str(op)))
         if any(is_truth(arg) for arg in args[OPERATIONS[op] == WHERE :]):

@@ -88,10 +88,12 @@ static inline columns columns_alike(columns c, int64_t *lo, int64_t *hi, int up)
 
 /* Reals to add: see add_as in blocks.h. */
 enum { FROM_DOUBLES, FROM_FLOATS, FROM_INTEGERS };
+enum { BY_FACTOR, BY_TIMES, BY_OVER };
 typedef struct {
     const void *at;
+    const double *by;   /* of BY_TIMES and BY_OVER, which floats do not take */
     double factor, ulp; /* ulp: of FROM_INTEGERS */
-    int kind;
+    int kind, how;
 } real_source;
 
 /* z < 2^32*SMALL = 2^50 must stay below 2^51/1.5: see BLOCKS_EXACT in blocks.h */
@@ -120,8 +122,8 @@ INLINE void next_divisors(ratio_divisor *n, ratio_divisor *d, columns c, int64_t
 #define FUSED_SOMEWHERE -2
 #define FUSED_COLUMNS 32 /* of a block whose sum is wanted: see sum in blocks.h */
 enum { FUSED_PLUS, FUSED_MINUS, FUSED_TIMES, FUSED_OVER, FUSED_GREATER, FUSED_LESS, FUSED_EQUAL,
-       FUSED_NEGATE, FUSED_ROOT, FUSED_MAGNITUDE, FUSED_SIGN, FUSED_WHERE, FUSED_COPY, FUSED_DECODE,
-       FUSED_EMIT, FUSED_ADD, FUSED_SUBTRACT, FUSED_SCALE, FUSED_UNSCALE, FUSED_WIDEN,
+       FUSED_NEGATE, FUSED_ROOT, FUSED_SAFE_ROOT, FUSED_MAGNITUDE, FUSED_SIGN, FUSED_WHERE,
+       FUSED_COPY, FUSED_DECODE, FUSED_EMIT, FUSED_ADD, FUSED_SUBTRACT, FUSED_SCALE, FUSED_UNSCALE, FUSED_WIDEN,
        FUSED_NARROW, FUSED_SUM };
 enum { FUSED_CONSTANT, FUSED_REGISTER, FUSED_DOUBLES, FUSED_FLOATS };
 

@@ -48,6 +48,8 @@
 #undef not_encodable
 #undef negative
 #undef lanes_as_ones
+#undef choose_reals
+#undef in_doubt
 
 #if REVGRAD_ISA == REVGRAD_AVX512
 
@@ -81,6 +83,8 @@
 #define lanes_as_ones(m) _mm512_movm_epi64(m)
 #define how_many(m) __builtin_popcount(m)
 #define choose(m, a, b) _mm512_mask_blend_epi64(m, b, a)
+#define choose_reals(f, a, b) \
+    _mm512_mask_blend_pd(_mm512_cmp_pd_mask(f, every_real(0.0), _CMP_NEQ_UQ), b, a)
 /* int64 to double, rounded once; the same below 2^52; floor(f*up) in [0, 2^51);
  * f*up - LAG, give or take 2^12, mod 2^64 */
 #define real(a) _mm512_cvtepi64_pd(a)
@@ -99,8 +103,9 @@
 #define pop_words(words, count, m, p) \
     _mm512_maskz_expand_epi64(m, _mm512_cvtepu16_epi64(_mm_maskz_loadu_epi16( \
         (__mmask8)((1u << (p)) - 1u), (const void *)((words) + (count) - (p)))))
-/* rint(f) as int64 for f in [-2^63, 2^63), and where f is outside or NaN */
+/* rint(f) as int64 for f in [-2^63, 2^63); whether some f may be outside or NaN; where it is */
 #define round_to_even(f) _mm512_cvtpd_epi64(f)
+#define in_doubt(v) (_mm512_cmpeq_epi64_mask(v, every((int64_t)(1ull << 63))) != 0)
 #define not_encodable(f) \
     ((vm)~(_mm512_cmp_pd_mask(f, every_real(-INT64_END), _CMP_GE_OQ) \
            & _mm512_cmp_pd_mask(f, every_real(INT64_END), _CMP_LT_OQ)))
@@ -139,6 +144,8 @@
 #define lanes_as_ones(m) (m)
 #define how_many(m) __builtin_popcount(lanes_of(m))
 #define choose(m, a, b) _mm256_blendv_epi8(b, a, m)
+#define choose_reals(f, a, b) \
+    _mm256_blendv_pd(b, a, _mm256_cmp_pd(f, every_real(0.0), _CMP_NEQ_UQ))
 #define real avx2_real
 #define small_real(a) \
     (_mm256_castsi256_pd((a) | every(0x4330000000000000)) - every_real(4503599627370496.0))
@@ -153,6 +160,7 @@
 #define can_pop(count, p) ((count) >= LANES || (p) == 0) /* it reads the four topmost */
 #define pop_words(words, count, m, p) avx2_pop_words(words, count, m)
 #define round_to_even avx2_round_to_even
+#define in_doubt(v) 1
 #define not_encodable(f) _mm256_castpd_si256(_mm256_or_pd( \
     _mm256_cmp_pd(f, every_real(-INT64_END), _CMP_NGE_UQ), \
     _mm256_cmp_pd(f, every_real(INT64_END), _CMP_NLT_UQ)))

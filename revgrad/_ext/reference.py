@@ -291,14 +291,15 @@ REAL_OPERATIONS: dict[int, Any] = {
     6: lambda a, b: np.equal(a, b) * 1.0,
     7: np.negative,
     8: np.sqrt,
-    9: np.absolute,
-    10: np.sign,
-    11: lambda a, b, c: np.where(a != 0, b, c),
-    12: lambda a: a,
-    19: lambda a: a,
+    9: lambda a: np.where(a == 0, 0.0, np.sqrt(a)),
+    10: np.absolute,
+    11: np.sign,
+    12: lambda a, b, c: np.where(a != 0, b, c),
+    13: lambda a: a,
     20: lambda a: a,
+    21: lambda a: a,
 }
-DECODE, EMIT, ADD, SUBTRACT, SCALE, UNSCALE, SUM = 13, 14, 15, 16, 17, 18, 21
+DECODE, EMIT, ADD, SUBTRACT, SCALE, UNSCALE, SUM = 14, 15, 16, 17, 18, 19, 22
 CONSTANT, REGISTER = 0, 1
 
 
@@ -338,8 +339,9 @@ class Fused:
         self.filled = np.zeros((max(registers, default=0) + 1, FUSED_ELEMENTS))
         self.partials = np.zeros((sums, len(self.segments)))
 
-    def constant(self, k: int, value: Any) -> None:
-        self.constants[k] = value
+    def numbers_in(self, slots: list[int], values: list[Any]) -> None:
+        """One number for all in each slot, or a vector of one per segment."""
+        self.constants.update(zip(slots, values, strict=True))
 
     def array(self, k: int, reals: Any) -> None:
         check_sizes(self.starts[-1], len(reals))
@@ -405,7 +407,10 @@ class Fused:
                 decode(self.variables[out][0][lo:hi], self.variables[out][1], delta)
             else:
                 delta[:] = operands[0]
-            delta *= 1.0 if b < 0 else operands[-1]
+            if b >= 0:
+                delta *= self._at(b, block)
+            elif c >= 0:
+                delta /= self._at(c, block)
             if add_floats(x[lo:hi], delta, bits, 1 if op == ADD else -1) >= 0:
                 return SOMEWHERE
         else:
