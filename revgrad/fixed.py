@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -273,10 +274,12 @@ class FusedStep:
             if not (ratio.values if type(ratio) is Segments else ratio).narrow:
                 return None
         key = (
-            *reads, *_kinds(reads), None, *(_kinds(ratios) if self.pull else ()), None,
-            *emit, *_kinds(emit), None, *into, *_kinds(into),
+            *reads, *_kinds(reads), None, *emit, *(_kinds(emit) if emit else ()), None,
+            *into, *(_kinds(into) if into else ()), *(_kinds(ratios) if self.pull else ()),
         )  # fmt: skip
-        if key not in self._plans:
+        try:
+            return self._plans[key]
+        except KeyError:
             self._plans[key] = self._planned(reads, ratios, emit, into)
         return self._plans[key]
 
@@ -409,12 +412,22 @@ CHUNK_BLOCKS = CHUNK // BLOCK
 def _kinds(values: dict) -> list[str]:
     """What distinguishes plans: a number, one per segment, or a vector of a dtype."""
     return [
-        x.dtype.char if isinstance(x, np.ndarray) and x.ndim
-        else "segments" if isinstance(x, Segments)
-        else "ratios" if isinstance(x, Ratio) and not isinstance(x.n, int)
-        else ""
+        "" if (kind := type(x)) in NUMBERS
+        else x.dtype.char if kind is np.ndarray and x.ndim
+        else _kind(x)
         for x in values.values()
     ]  # fmt: skip
+
+
+NUMBERS = frozenset({float, int, np.float64})
+
+
+def _kind(x: Any) -> str:
+    if isinstance(x, Segments):
+        return "segments"
+    if isinstance(x, Ratio):
+        return "" if isinstance(x.n, int) else "ratios"
+    return x.dtype.char if getattr(x, "ndim", 0) else ""
 
 
 def _ratio(x: Any) -> Ratio:
@@ -431,7 +444,7 @@ def _plain(numbers: dict) -> dict:
 
 def _same(one: list, other: list) -> bool:
     """Whether what was made of numbers holds; arrays and -0 are looked at again."""
-    return len(one) == len(other) and all(
+    return all(map(operator.is_, one, other)) or all(
         a is b or (type(a) is type(b) and type(a) in (float, int, np.float64) and a == b != 0)
         for a, b in zip(one, other, strict=True)
     )

@@ -212,6 +212,14 @@ INLINE int64_t NAME(divide_alike)(int64_t *x, uint32_t *heads, columns c, int64_
                 break;
         }
 #endif
+        if (c.usual && !c.n_many) { /* apart, so that the divisor is a constant */
+            now = ratio_divide(&x[i - 1], &heads[i - 1], n, usual_divisor(), words, count);
+            if (now < 0)
+                break;
+            count = now;
+            i--;
+            continue;
+        }
         next_divisors(&n, &d, c, i - 1);
         now = c.usual ? ratio_divide(&x[i - 1], &heads[i - 1], n, usual_divisor(), words, count)
                       : ratio_divide(&x[i - 1], &heads[i - 1], n, d, words, count);

@@ -314,6 +314,8 @@ cdef class Fused:
     cdef int64_t[::1] starts
     cdef int32_t[::1] segments
     cdef dict held
+    cdef list stacks
+    cdef Py_ssize_t[16] room
     cdef Py_ssize_t size, most
 
     def __init__(self, operations, kinds, registers, int64_t[::1] starts, int32_t[::1] segments,
@@ -321,7 +323,7 @@ cdef class Fused:
         if len(kinds) > FUSED_SLOTS:
             raise ValueError(f"{len(kinds)} operands; at most {FUSED_SLOTS} fit.")
         check_sizes(starts.shape[0] - 1, segments.shape[0])
-        self.operations, self.held = operations, {}
+        self.operations, self.held, self.stacks = operations, {}, [None] * 16
         self.starts, self.segments, self.size = starts, segments, starts[starts.shape[0] - 1]
         self.most = max(segments, default=-1) + 1
         self.registers = np.zeros((max(registers, default=0) + 1) * FUSED_BLOCK)
@@ -383,10 +385,15 @@ cdef class Fused:
         self.buffers[k].heads = &heads[0] if self.size else NULL
         self.buffers[k].c, self.buffers[k].by_segment = ratios.c, by_segment
 
-    def words(self, int k, uint16_t[::1] words, Py_ssize_t count, Py_ssize_t room):
-        check_count(count, words.shape[0], room)
-        self.held["words", k] = words
-        self.buffers[k].words, self.buffers[k].count = &words[0] if words.shape[0] else NULL, count
+    def words(self, int k, words, Py_ssize_t count, Py_ssize_t room):
+        cdef uint16_t[::1] stack
+        if self.stacks[k] is not words:
+            stack = words
+            self.stacks[k], self.room[k] = words, stack.shape[0]
+            self.buffers[k].words = &stack[0] if stack.shape[0] else NULL
+        self.buffers[k].count = count
+        if not 0 <= count <= self.room[k] - room:
+            check_count(count, self.room[k], room)
 
     def count(self, int k):
         return self.buffers[k].count

@@ -116,7 +116,7 @@ INLINE void next_divisors(ratio_divisor *n, ratio_divisor *d, columns c, int64_t
 }
 
 /* A statement list as operations on blocks of reals ("registers") and of integers; fused.py. */
-#define FUSED_BLOCK 512
+#define FUSED_BLOCK 1024
 #define FUSED_SLOTS 160
 #define FUSED_VARIABLES 16
 #define FUSED_SOMEWHERE -2

@@ -276,7 +276,7 @@ def empty_buffer(index: int) -> Stuck:
     )
 
 
-FUSED_ELEMENTS = 512  # in a block, at most
+FUSED_ELEMENTS = 1024  # in a block, at most
 COLUMNS = 32  # of a block whose sum is wanted
 SOMEWHERE = -2
 
