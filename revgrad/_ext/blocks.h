@@ -199,11 +199,36 @@ static int64_t NAME(multiply)(int64_t *x, uint32_t *heads, columns c, int64_t si
     return count;
 }
 
+/* Elements [0, *left), from the last, one by one, until one refuses or (stop) until whole vectors are
+ * left; all have one ratio where there are not many. */
+INLINE int64_t NAME(divide_ones)(int64_t *x, uint32_t *heads, columns c, int64_t *left,
+                                 const uint16_t *words, int64_t count, ratio_divisor n,
+                                 ratio_divisor d, int many, int stop)
+{
+    int64_t i = *left, now;
+    do {
+        if (many)
+            next_divisors(&n, &d, c, i - 1);
+        now = ratio_divide(&x[i - 1], &heads[i - 1], n, d, words, count);
+        if (now < 0)
+            break;
+        count = now;
+        i--;
+    } while (i > 0 && (i & (stop - 1)));
+    *left = i;
+    return now < 0 ? -1 : count;
+}
+
 INLINE int64_t NAME(divide_alike)(int64_t *x, uint32_t *heads, columns c, int64_t size,
                                   const uint16_t *words, int64_t count, int64_t *failed)
 {
     ratio_divisor n = divisor_at(c.n, c.n_many), d = divisor_at(c.d, c.d_many);
     int64_t i = size, now;
+#ifdef LANES
+    const int stop = c.small ? LANES : 1 << 30;
+#else
+    const int stop = 1 << 30;
+#endif
     while (i > 0) {
 #ifdef LANES
         if (c.small && i % LANES == 0) {
@@ -212,21 +237,14 @@ INLINE int64_t NAME(divide_alike)(int64_t *x, uint32_t *heads, columns c, int64_
                 break;
         }
 #endif
-        if (c.usual && !c.n_many) { /* apart, so that the divisor is a constant */
-            now = ratio_divide(&x[i - 1], &heads[i - 1], n, usual_divisor(), words, count);
-            if (now < 0)
-                break;
-            count = now;
-            i--;
-            continue;
-        }
-        next_divisors(&n, &d, c, i - 1);
-        now = c.usual ? ratio_divide(&x[i - 1], &heads[i - 1], n, usual_divisor(), words, count)
-                      : ratio_divide(&x[i - 1], &heads[i - 1], n, d, words, count);
+        now = c.n_many || c.d_many
+                  ? NAME(divide_ones)(x, heads, c, &i, words, count, n, d, 1, stop)
+              : c.usual
+                  ? NAME(divide_ones)(x, heads, c, &i, words, count, n, usual_divisor(), 0, stop)
+                  : NAME(divide_ones)(x, heads, c, &i, words, count, n, d, 0, stop);
         if (now < 0)
             break;
         count = now;
-        i--;
     }
     *failed = i - 1;
     return count;

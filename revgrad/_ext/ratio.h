@@ -153,8 +153,13 @@ RATIO_INLINE int64_t ratio_divide(int64_t *x, uint32_t *head, ratio_divisor n, r
         z = z * RATIO_WORD + words[--count];
     }
     h = ratio_quotient(z, d);
-    if (!ratio_join(x, q, (int64_t)d.k, (int64_t)(z - h * d.k)))
+    if (!d.times && d.shift) { /* q in [-2^(63 - shift), 2^(63 - shift)), or x is no int64 */
+        if (((uint64_t)q + ((uint64_t)1 << (63 - d.shift))) >> (64 - d.shift))
+            return -1;
+        *x = (int64_t)((uint64_t)q << d.shift | (z & (d.k - 1)));
+    } else if (!ratio_join(x, q, (int64_t)d.k, (int64_t)(z - h * d.k))) {
         return -1;
+    }
     *head = (uint32_t)h;
     return count;
 }
