@@ -334,6 +334,23 @@ def test_ratios_of_several_kinds_serve_parts_alike(compiled):
         compiled.multiply_by(*made, ratios.part(0, 5), mine, 0)
 
 
+@COMPILED
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 33])
+def test_words_are_counted_before_they_are_popped(compiled, size):
+    """Around the head at which x decides, with one ratio and with many."""
+    rng = np.random.default_rng(size)
+    for n, d in [(9, 10), (58982, 65536), (1, 65536), (2**24 - 1, 2**24), (65535, 65536)]:
+        h = np.clip(LOW * d // n + rng.integers(-2, 3, size), LOW, LOW * WORD - 1).astype(np.uint32)
+        x = rng.integers(INT64_MIN, INT64_MAX, size)
+        wanted = reference.count_pops(x, h, n, d)
+        assert compiled.count_pops(x, h, n, d) == wanted
+        for i in range(min(size, 3)):  # one other ratio, so that none stands for all
+            many_n, many_d = np.full(size, n), np.full(size, d)
+            many_n[i] = many_d[i] = 3
+            wanted = reference.count_pops(x, h, many_n, many_d)
+            assert compiled.count_pops(x, h, many_n, many_d) == wanted
+
+
 digits = st.one_of(int64s, st.integers(-2, 5), st.integers(1, 2 * D_MAX))
 
 

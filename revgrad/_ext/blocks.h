@@ -266,6 +266,43 @@ static int64_t NAME(divide)(int64_t *x, uint32_t *heads, columns c, int64_t size
     return count;
 }
 
+/* How many words dividing would take: known from the heads alone, but for one head in each case. */
+static int64_t NAME(count_pops)(const int64_t *x, const uint32_t *heads, columns c, int64_t size)
+{
+    int64_t i = 0, j, count = 0, left;
+    while (i < size) {
+        left = size;
+#ifdef LANES
+        vi n = every(*c.n), threshold = shift_left(every(*c.d), RATIO_LOW_BITS);
+        for (; i + LANES <= size; i += LANES) {
+            vi least;
+            vm pops;
+            if (c.n_many)
+                n = load_u32(c.n + i);
+            if (c.d_many)
+                threshold = shift_left(load_u32(c.d + i), RATIO_LOW_BITS);
+            least = times_low(load_u32(heads + i), n);
+            pops = below(least, threshold);
+            if (!none(differ_masks(pops, below(least + n - every(1), threshold)))) {
+                left = i + LANES;
+                break;
+            }
+            count += how_many(pops);
+        }
+#endif
+        for (j = i; j < left; j++) {
+            uint64_t n_j = c.n[c.n_many ? j : 0], d_j = c.d[c.d_many ? j : 0];
+            uint64_t least_j = heads[j] * n_j;
+            int64_t s = 0;
+            if (least_j < RATIO_LOW * d_j && least_j + n_j > RATIO_LOW * d_j)
+                ratio_floor_divide(x[j], ratio_divisor_once((int64_t)n_j), &s);
+            count += least_j + (uint64_t)s < RATIO_LOW * d_j;
+        }
+        i = left;
+    }
+    return count;
+}
+
 /* x <- x + sign*rint(delta*scale) mod 2^64, whatever comes; the same call with -sign is the undo.
  * delta: the doubles, the floats, or the decoded integers (times ulp) at `from`, times factor, or
  * times or over the doubles at `by`. Returns whether some delta was not finite or some sum left

@@ -65,6 +65,8 @@ cdef extern from "kernels.h" nogil:
                          int64_t count) noexcept nogil
         int64_t divide(int64_t *x, uint32_t *heads, columns c, int64_t size,
                        const uint16_t *words, int64_t count, int64_t *failed) noexcept nogil
+        int64_t count_pops(const int64_t *x, const uint32_t *heads, columns c,
+                           int64_t size) noexcept nogil
         int add(int64_t *x, real_source reals, int64_t size, double scale, int sign) noexcept nogil
         void decode(const int64_t *x, double ulp, int64_t size, void *out,
                     int is_float) noexcept nogil
@@ -78,8 +80,6 @@ cdef extern from "kernels.h" nogil:
                          int64_t size) noexcept
     int compare_columns(const int64_t *n, const int64_t *d, int64_t size) noexcept
     void finish_columns(columns *c, int64_t size, uint8_t *kinds) noexcept
-    int64_t count_pops_in "count_pops"(const int64_t *x, const uint32_t *heads, columns c,
-                                       int64_t size) noexcept
 
 cdef const kernel_table *table = &kernel_tables[0]
 FUSED_ELEMENTS = FUSED_BLOCK
@@ -222,7 +222,7 @@ def count_pops_by(const int64_t[::1] x, const uint32_t[::1] heads, Ratios ratios
     cdef int64_t count = 0
     if size:
         with nogil:
-            count = count_pops_in(&x[0], &heads[0], ratios.c, size)
+            count = table.count_pops(&x[0], &heads[0], ratios.c, size)
     return count
 
 

@@ -221,12 +221,14 @@ typedef struct {
     int64_t (*multiply)(int64_t *, uint32_t *, columns, int64_t, uint16_t *, int64_t);
     int64_t (*divide)(int64_t *, uint32_t *, columns, int64_t, const uint16_t *, int64_t,
                       int64_t *);
+    int64_t (*count_pops)(const int64_t *, const uint32_t *, columns, int64_t);
     int (*add)(int64_t *, real_source, int64_t, double, int);
     void (*decode)(const int64_t *, double, int64_t, void *, int);
     int64_t (*fused)(fused_program *, int64_t, int64_t, int64_t *, int64_t *);
 } kernel_table;
 
-#define TABLE(isa) {#isa, multiply_##isa, divide_##isa, add_##isa, decode_##isa, fused_##isa}
+#define TABLE(isa) \
+    {#isa, multiply_##isa, divide_##isa, count_pops_##isa, add_##isa, decode_##isa, fused_##isa}
 static const kernel_table kernel_tables[] = {
     TABLE(baseline),
 #ifdef REVGRAD_MULTIVERSION
@@ -266,24 +268,6 @@ static int compare_columns(const int64_t *n, const int64_t *d, int64_t size)
         more |= n[i] > d[i];
     }
     return small | bad << 1 | less << 2 | more << 3;
-}
-
-/* How many words dividing would take: known from the heads alone, but for one head in each case. */
-static int64_t count_pops(const int64_t *x, const uint32_t *heads, columns c, int64_t size)
-{
-    int64_t i, count = 0;
-    for (i = 0; i < size; i++) {
-        uint64_t n = c.n[c.n_many ? i : 0], threshold = (uint64_t)RATIO_LOW * c.d[c.d_many ? i : 0];
-        uint64_t least = heads[i] * n;
-        int64_t s;
-        if (least >= threshold || least + n - 1 < threshold) {
-            count += least < threshold;
-        } else {
-            ratio_floor_divide(x[i], ratio_divisor_once((int64_t)n), &s);
-            count += least + (uint64_t)s < threshold;
-        }
-    }
-    return count;
 }
 
 /* Finishes columns that are usable: one n or d that all share counts as one, and where d are many,
