@@ -151,10 +151,10 @@ def numpy_adam(size):
 
 
 STEPS = {
-    "momentum": (Momentum.statements, {"learning_rate": 1e-3, "momentum": RATIO.value},
+    "momentum": (Momentum(1e-3).statements, {"learning_rate": 1e-3, "momentum": RATIO.value},
                  numpy_momentum),
-    "adam": (Adam.statements, {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "t": 3},
-             numpy_adam),
+    "adam": (Adam(1e-3).statements,
+             {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "t": 3}, numpy_adam),
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import revgrad.ratio as ratio_module
 from revgrad import fixed, step
+from revgrad import optimizers as optimizers_module
 from revgrad import statements as optimizers
 from revgrad._ext import exact, fused, reference
 from revgrad.buffer import BignumBuffer, InformationBuffer
@@ -529,7 +530,7 @@ def test_sums_take_numbers_of_every_size(instruction_set, number, bits):
 
 
 def test_the_root_that_is_safe_at_zero_is_one_operation(instruction_set):
-    root = optimizers._root
+    root = optimizers_module.root
     statements = (Add("a", lambda g: root(g) - 1, ("g",)), Add("a", lambda g: root(g), ("g",)))
     for s in statements:
         one, other = (({"a": FixedArray.encode(np.zeros(9), 52)}, {}) for _ in range(2))

@@ -304,8 +304,8 @@ static int64_t NAME(count_pops)(const int64_t *x, const uint32_t *heads, columns
 }
 
 /* x <- x + sign*rint(delta*scale) mod 2^64, whatever comes; the same call with -sign is the undo.
- * delta: the doubles, the floats, or the decoded integers (times ulp) at `from`, times factor, or
- * times or over the doubles at `by`. Returns whether some delta was not finite or some sum left
+ * delta: the doubles, the floats, or the decoded integers (times ulp) at `from`, times or over the
+ * doubles at `by` where there are, times factor. Returns whether some delta was not finite or some sum left
  * int64. */
 INLINE int NAME(add_as)(int64_t *x, real_source from, int64_t size, double scale, int sign, int kind,
                         int how)
@@ -319,7 +319,7 @@ INLINE int NAME(add_as)(int64_t *x, real_source from, int64_t size, double scale
 #ifdef LANES
     /* scale and ulp are powers of 2: in one factor with the other they round nothing differently but
      * what is 0 ulp, unless that factor itself over- or underflows */
-    const double at_once = (how == BY_FACTOR ? factor : 1.0) * scale
+    const double at_once = factor * scale
                            * (kind == FROM_INTEGERS && how == BY_FACTOR ? ulp : 1.0);
     const double size_of_it = __builtin_fabs(at_once);
     const int whole = factor == 0.0 || (size_of_it > 0x1p-900 && size_of_it < 0x1p900);
@@ -355,8 +355,8 @@ INLINE int NAME(add_as)(int64_t *x, real_source from, int64_t size, double scale
         double read = kind == FROM_FLOATS ? floats[i]
                       : kind == FROM_DOUBLES ? reals[i] : (double)integers[i] * ulp;
         int64_t v = 0;
-        read = how == BY_FACTOR ? read * factor : how == BY_TIMES ? read * from.by[i]
-                                                                  : read / from.by[i];
+        read = how == BY_TIMES ? read * from.by[i] : how == BY_OVER ? read / from.by[i] : read;
+        read *= factor;
         bad |= !fixed_encode(read, scale, &v);
         bad |= !fixed_sum(x[i], v, sign, &x[i]);
     }
@@ -582,7 +582,7 @@ INLINE int64_t NAME(fused_op)(const fused_program *p, const fused_operation *o, 
         from.at = o->in[0] < 0 ? (const void *)(p->variables[o->out].x + lo) : in[0];
         from.kind = o->in[0] < 0 ? FROM_INTEGERS
                     : p->slots[o->in[0]].kind == FUSED_FLOATS ? FROM_FLOATS : FROM_DOUBLES;
-        from.factor = o->in[1] < 0 ? 1.0 : *in[1];
+        from.factor = o->in[1] < 0 || step[1] ? 1.0 : *in[1];
         from.how = o->in[2] >= 0 ? BY_OVER : o->in[1] >= 0 && step[1] ? BY_TIMES : BY_FACTOR;
         from.by = o->in[2] >= 0 ? in[2] : in[1];
         from.ulp = p->variables[o->out].ulp;

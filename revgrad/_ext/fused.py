@@ -411,24 +411,21 @@ class Plan:
 
     def _add(self, owner: int, target: str, delta: Any) -> None:
         """A sum, which multiplies or divides and decodes a variable by itself."""
-        op, factor, over = SUBTRACT if self.undone else ADD, -1, -1
+        op, factor = SUBTRACT if self.undone else ADD, -1
         if is_truth(delta):
             raise NotFusible("arithmetic with truths")
-        last = OPERATIONS.get(delta.made_by[0]) if isinstance(delta, Symbol) else None
-        if last in (TIMES, OVER) and self._key(delta) not in self._known:
-            first, second = delta.made_by[1:]
-            if last == TIMES and not is_vector(first):
-                first, second = second, first
+        parts = self._parts(delta, TIMES)
+        if parts and not (is_vector(parts[0]) and is_vector(parts[1])):
             # floats are multiplied by numbers alone
-            if is_vector(first) and not (is_truth(first) or is_truth(second)):
-                numbers = not is_vector(second)
-                if last == TIMES and numbers:
-                    factor, delta = self._place(owner, second), first
-                elif not numbers:
-                    slot, by = self._place(owner, first), self._place(owner, second)
-                    factor, over = (by, -1) if last == TIMES else (-1, by)
-                    self._row(owner, op, slot, factor, over, target=target)
-                    return
+            number, delta = parts if is_vector(parts[1]) else parts[::-1]
+            factor = self._place(owner, number)
+        for operation in (TIMES, OVER):
+            parts = self._parts(delta, operation)
+            if parts and all(map(is_vector, parts)) and (operation == OVER or factor < 0):
+                slot, by = (self._place(owner, x) for x in parts)
+                more = (by, -1) if operation == TIMES else (factor, by)
+                self._row(owner, op, slot, *more, target=target)
+                return
         name = delta.made_by[0] if is_vector(delta) else None
         source = 0
         if isinstance(name, str) and self._key(delta) not in self._known:
@@ -439,6 +436,13 @@ class Plan:
         else:
             slot = self._vector(owner, delta)
         self._row(owner, op, slot, factor, target=target, out=source)
+
+    def _parts(self, x: Any, operation: int) -> Any:
+        """The two operands of x, where it is made by an operation and has no slot yet."""
+        made = is_vector(x) and OPERATIONS.get(x.made_by[0]) == operation
+        if not made or any(map(is_truth, x.made_by[1:])) or self._key(x) in self._known:
+            return None
+        return x.made_by[1:]
 
     def _row(self, owner: int, op: int, *slots: int, target: str = "", out: int = 0) -> None:
         operands = [*slots, -1, -1, -1][:3]

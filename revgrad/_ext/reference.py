@@ -407,10 +407,10 @@ class Fused:
                 decode(self.variables[out][0][lo:hi], self.variables[out][1], delta)
             else:
                 delta[:] = operands[0]
+            if c >= 0:
+                delta /= self._at(c, block)
             if b >= 0:
                 delta *= self._at(b, block)
-            elif c >= 0:
-                delta /= self._at(c, block)
             if add_floats(x[lo:hi], delta, bits, 1 if op == ADD else -1) >= 0:
                 return SOMEWHERE
         else:
