@@ -76,11 +76,12 @@ def test_kernel_tests_pass_with_address_and_undefined_behaviour_sanitizers(tmp_p
     done = run_tests(folder, **variables)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     # and a planted fault is caught: a word written beyond the stack
-    wild = "import numpy as np; from revgrad._ext import exact; f = exact.Fused(" \
-           "np.array([[16, 0, -1, -1, -1, 0, 0]], np.int32), [], [], 64, False); " \
+    wild = "import numpy as np; from revgrad._ext import exact, fused; f = exact.Fused(" \
+           "np.array([[fused.SCALE, 0, -1, -1, -1, 0, 0]], np.int32), [], [], " \
+           "np.array([0, 64]), np.zeros(1, np.int32), 0, False); " \
            "f.variable(0, np.zeros(64, np.int64), 0); " \
-           "f.buffer(0, np.full(64, 2**32 - 1, np.uint32), exact.Ratios(1, 65536, 64)); " \
-           "f.words(0, np.zeros(8, np.uint16), 0, 0); f.run(0, 64)"  # fmt: skip
+           "f.buffer(0, np.full(64, 2**32 - 1, np.uint32), exact.Ratios(1, 65536, 64), False); " \
+           "f.words(0, np.zeros(8, np.uint16), 0, 0); f.run(0, 1)"  # fmt: skip
     caught = subprocess.run(
         [sys.executable, "-c", wild], cwd=folder, capture_output=True, text=True,
         env=os.environ | variables | {"PYTHONPATH": str(folder)},
