@@ -230,6 +230,19 @@ def test_derivatives_of_foreign_arrays_and_numbers_are_foreign():
     assert _is_foreign(hessian(lambda x: np.sum(x * x * x) * 2.0)(a))
 
 
+@over_samples
+def test_a_cotangent_may_lie_in_any_order_in_memory(sample):
+    """Indexing wrote into a copy of zeros in Fortran order, so that its gradient was zero."""
+    args = sample.arrays()
+    out, pullback = vjp(sample.f, *args)
+    cts = optree.tree_map(lambda x: np.asarray(random_array(np.shape(x)))[()], out)
+    expected = pullback(cts)
+    for layout in LAYOUTS[1:]:
+        got = pullback(optree.tree_map(lambda c, k=layout: lay_out(np.asarray(c), k), cts))
+        for x, y in zip(got, expected, strict=True):
+            np.testing.assert_allclose(x, y, 1e-12, 1e-12)
+
+
 @pytest.mark.parametrize("key", CONSTANT, ids=str)
 def test_constant_functions_give_plain_answers_at_every_level(key):
     call, args = (

@@ -210,7 +210,7 @@ def _fill(structure, arrays):
 
 def _put(ct, *arrays, structure, shape):
     """The transpose of indexing: zeros of `shape` with ct added at the index, in a fixed order."""
-    out, index = np.zeros_like(ct, shape=shape), _fill(structure, arrays)
+    out, index = np.zeros_like(ct, shape=shape, order="C"), _fill(structure, arrays)
     if all(dtype_of(a).kind == "b" for a in arrays):
         out[index] = ct
         return out
