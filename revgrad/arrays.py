@@ -16,6 +16,7 @@ from revgrad.errors import MissingRule
 from revgrad.tape import Box, Primitive, Pull, Push
 
 functions = {}
+late = []  # functions that fill the registry further, once the package that they need is there
 
 
 class TracedIndex(TypeError):
@@ -81,7 +82,7 @@ def _method(function):
 
 def call(function, *args, **kwargs):
     """Call the handler of a NumPy function, or say that it has no rule."""
-    handler = functions.get(function)
+    handler = functions.get(function) or _found_late(function)
     if handler is None:
         raise MissingRule(
             f"{_name(function)} has no derivative rule, and was called on a traced array; write "
@@ -90,6 +91,12 @@ def call(function, *args, **kwargs):
     if kwargs:
         _check_keywords(_name(function), handler, kwargs)
     return handler(*args, **kwargs)
+
+
+def _found_late(function):
+    for load in late:
+        load()
+    return functions.get(function)
 
 
 def _check_keywords(name, handler, kwargs):
@@ -242,6 +249,8 @@ class ArrayBox(Box):
     squeeze, ravel, swapaxes = map(_method, (np.squeeze, np.ravel, np.swapaxes))
     dot, argmax, argmin, clip = map(_method, (np.dot, np.argmax, np.argmin, np.clip))
     take, round, argsort = map(_method, (np.take, np.round, np.argsort))
+    prod, cumsum, cumprod, repeat = map(_method, (np.prod, np.cumsum, np.cumprod, np.repeat))
+    diagonal, flatten, nonzero = map(_method, (np.diagonal, np.ravel, np.nonzero))
 
     def reshape(self, *shape):
         """As `ndarray.reshape`."""

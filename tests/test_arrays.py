@@ -372,11 +372,11 @@ def test_out_none_is_let_through():
 @pytest.mark.parametrize(
     ("f", "name"),
     [
-        (lambda x: np.cumsum(x), "cumsum"),
-        (lambda x: np.linalg.svd(x), "svd"),
-        (lambda x: np.cbrt(x), "cbrt"),
+        (lambda x: np.unwrap(x), "unwrap"),
+        (lambda x: np.linalg.tensorinv(x), "tensorinv"),
+        (lambda x: np.spacing(x), "spacing"),
         (lambda x: np.copyto(np.zeros_like(X), x), "copyto"),
-        (lambda x: np.add.accumulate(x), "add.accumulate"),
+        (lambda x: np.logaddexp.accumulate(x), "logaddexp.accumulate"),
         (lambda x: np.frompyfunc(math.erf, 1, 1)(x), "erf"),
     ],
 )
@@ -387,7 +387,7 @@ def test_a_missing_rule_names_the_function_and_the_cure(f, name):
 
 def test_scipys_functions_are_named_too():
     special = pytest.importorskip("scipy.special")
-    refused(special.expit, X, match="expit", kind=MissingRule)
+    refused(special.spence, X, match="spence", kind=MissingRule)
     refused(special.logsumexp, X, match="traced", kind=(TypeError, MissingRule))
 
 
@@ -400,7 +400,7 @@ def test_a_function_added_by_a_user_arrives():
     from revgrad.extend import define, elementwise, functions
 
     keys = [np.cbrt, np.degrees]
-    assert not any(key in functions for key in keys)
+    before = {key: functions.pop(key) for key in keys}
     try:
         elementwise((np.cbrt,), lambda out, x: 1 / (3 * out**2))
         define(
@@ -414,5 +414,4 @@ def test_a_function_added_by_a_user_arrives():
         assert grad(grad(np.cbrt))(8.0) == pytest.approx(-1 / 144)
         assert jvp(np.degrees, (1.0,), (np.pi,))[1] == pytest.approx(180)
     finally:
-        for key in keys:
-            functions.pop(key, None)
+        functions.update(before)

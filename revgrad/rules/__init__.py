@@ -1,5 +1,25 @@
 """The rule table: a row per primitive, both modes in the row. Importing fills the registry."""
 
-from revgrad.rules import elementwise, linear, nn, products, reduce
+from revgrad.rules import (
+    contractions,
+    elementwise,
+    linear,
+    moving,
+    nn,
+    order,
+    products,
+    reduce,
+    scans,
+)
 
-__all__ = ["elementwise", "linear", "nn", "products", "reduce"]
+__all__ = [
+    "contractions",
+    "elementwise",
+    "linear",
+    "moving",
+    "nn",
+    "order",
+    "products",
+    "reduce",
+    "scans",
+]

@@ -74,8 +74,21 @@ elementwise((np.arctan,), lambda out, x: 1 / (1 + x * x))
 elementwise((np.sinh,), lambda out, x: np.cosh(x))
 elementwise((np.cosh,), lambda out, x: np.sinh(x))
 elementwise((np.tanh,), lambda out, x: 1 - out * out)
-elementwise((np.maximum, np.minimum), _share, lambda out, x, y: _share(out, y, x))
+elementwise((np.arcsinh,), lambda out, x: 1 / np.sqrt(x * x + 1))
+elementwise((np.arccosh,), lambda out, x: 1 / np.sqrt((x - 1) * (x + 1)))
+elementwise((np.arctanh,), lambda out, x: 1 / (1 - x * x))
+elementwise((np.cbrt,), lambda out, x: 1 / (3 * out * out))
+elementwise((np.deg2rad, np.radians), lambda out, x: float(np.pi / 180))
+elementwise((np.rad2deg, np.degrees), lambda out, x: float(180 / np.pi))
+_extrema = np.maximum, np.minimum, np.fmax, np.fmin
+elementwise(_extrema, _share, lambda out, x, y: _share(out, y, x))
+elementwise((np.float_power,), _power_base, _power_exponent)
+elementwise((np.fmod,), 1, lambda out, x, y: -np.trunc(x / y))
+elementwise((np.copysign,), lambda out, x, y: np.copysign(1.0, x) * np.copysign(1.0, y), None)
 elementwise((np.logaddexp,), lambda out, x, y: np.exp(x - out), lambda out, x, y: np.exp(y - out))
+elementwise(
+    (np.logaddexp2,), lambda out, x, y: np.exp2(x - out), lambda out, x, y: np.exp2(y - out)
+)
 elementwise(
     (np.arctan2,),
     lambda out, y, x: x / (x * x + y * y),
@@ -162,6 +175,33 @@ def _clip_share(i, out, x, low, high):
     return kept * _share(raised, low, x) if i == 1 else _share(out, high, raised)
 
 
+def _sinc_slope(out, x):
+    """(cos(pi x) - sinc(x)) / x, and its series near 0, where that loses its figures."""
+    near = np.absolute(x) < 1e-2
+    away, y = np.where(near, 1.0, x), float(np.pi) * x
+    series = float(-np.pi) * y / 3 * (1 - y * y / 10 * (1 - y * y / 28 * (1 - y * y / 54)))
+    return np.where(near, series, (np.cos(float(np.pi) * away) - np.sinc(away)) / away)
+
+
+_sinc = elementwise_primitive(np.sinc, [_sinc_slope])
+_nan_to_num = define(
+    "nan_to_num",
+    lambda x, *, nan, posinf, neginf: np.nan_to_num(x, True, nan, posinf, neginf),
+    [lambda t, out, x, **_: np.where(np.isfinite(x), t, 0.0)],
+    [lambda ct, out, x, **_: np.where(np.isfinite(x), ct, 0.0)],
+)
+
+
+@composite(np.sinc)
+def _np_sinc(x):
+    return _sinc(x)
+
+
+@composite(np.nan_to_num)
+def _np_nan_to_num(x, copy=True, nan=0.0, posinf=None, neginf=None):
+    return _nan_to_num(x, nan=nan, posinf=posinf, neginf=neginf)
+
+
 _clip = elementwise_primitive(np.clip, [partial(_clip_share, i) for i in range(3)])
 
 
@@ -184,6 +224,7 @@ constant(
     *(np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal),
     *(np.logical_and, np.logical_or, np.logical_not, np.logical_xor),
     *(np.floor, np.ceil, np.rint, np.trunc, np.round, np.around, np.signbit),
+    *(np.heaviside, np.isneginf, np.isposinf, np.isreal, np.iscomplex),
     *(np.isnan, np.isinf, np.isfinite, np.isclose, np.allclose, np.array_equal),
     *(operator.floordiv, np.floor_divide),
 )

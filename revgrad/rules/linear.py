@@ -202,7 +202,7 @@ class _Hole:
 _HOLE = _Hole()
 
 
-def _fill(structure, arrays):
+def fill(structure, arrays):
     arrays = iter(arrays)
     index = tuple(next(arrays) if part is _HOLE else part for part in structure)
     return index[0] if len(index) == 1 else index
@@ -210,7 +210,7 @@ def _fill(structure, arrays):
 
 def _put(ct, *arrays, structure, shape):
     """The transpose of indexing: zeros of `shape` with ct added at the index, in a fixed order."""
-    out, index = np.zeros_like(ct, shape=shape, order="C"), _fill(structure, arrays)
+    out, index = np.zeros_like(ct, shape=shape, order="C"), fill(structure, arrays)
     if all(dtype_of(a).kind == "b" for a in arrays):
         out[index] = ct
         return out
@@ -249,7 +249,7 @@ def _pull_take(ct, *, wanted, out, args, static):
 
 getitem = Primitive(
     "getitem",
-    lambda x, *arrays, structure: x[_fill(structure, arrays)],
+    lambda x, *arrays, structure: x[fill(structure, arrays)],
     _linear_in_first(lambda: getitem),
     _pull_getitem,
 )
@@ -262,8 +262,15 @@ take = Primitive(
 )
 
 
-@composite(operator.getitem)
-def _getitem(x, index):
+def put(ct, index, shape):
+    """Zeros of `shape` with ct added at the index: the transpose of x[index]."""
+    arrays = [p for p in index if hasattr(p, "dtype")]
+    structure = tuple(_HOLE if hasattr(p, "dtype") else p for p in index)
+    return _put_p(ct, *arrays, structure=structure, shape=shape)
+
+
+def parts_of(index):
+    """(structure, arrays) of an index."""
     parts = index if isinstance(index, tuple) else (index,)
     parts = tuple(_as_index(p) if isinstance(p, list) else p for p in parts)
     is_array = [hasattr(p, "dtype") for p in parts]
@@ -271,6 +278,12 @@ def _getitem(x, index):
     arrays = [p for a, p in zip(is_array, parts, strict=True) if a]
     for a in arrays:
         _check_index(a, "x[index]")
+    return structure, arrays
+
+
+@composite(operator.getitem)
+def _getitem(x, index):
+    structure, arrays = parts_of(index)
     return getitem(x, *arrays, structure=structure)
 
 

@@ -6,7 +6,6 @@ from math import prod
 import numpy as np
 
 from revgrad.arrays import functions
-from revgrad.errors import MissingRule
 from revgrad.rules.row import cast, composite, define, dtype_of, shape_of, unbroadcast
 from revgrad.tape import Deferred
 
@@ -95,7 +94,7 @@ def _np_dot(a, b):
     if not shape_of(a) or not shape_of(b):
         return _dot_number(a, b)
     if len(shape_of(b)) > 2:
-        raise MissingRule("np.dot with a second operand of over two axes; use np.matmul.")
+        return functions["dot over many axes"](a, b)
     return _dot(a, b)
 
 
