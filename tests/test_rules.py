@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from samples import CONSTANT as FIRST_CONSTANT
 from samples import FACTS, samples
+from samples_linalg import LINALG_CONSTANT
 from samples_numpy import MORE_CONSTANT
 from strategies import (
     LAYOUTS,
@@ -33,7 +34,7 @@ from revgrad.errors import MissingRule
 from revgrad.tape import Box, Primitive, Pull
 from revgrad.testing import ForeignArray, check_duality, check_grads
 
-CONSTANT = FIRST_CONSTANT | MORE_CONSTANT
+CONSTANT = FIRST_CONSTANT | MORE_CONSTANT | LINALG_CONSTANT
 
 
 def _is_constant(handler):

@@ -3,6 +3,8 @@
 from revgrad.rules import (
     contractions,
     elementwise,
+    fft,
+    linalg,
     linear,
     moving,
     nn,
@@ -15,6 +17,8 @@ from revgrad.rules import (
 __all__ = [
     "contractions",
     "elementwise",
+    "fft",
+    "linalg",
     "linear",
     "moving",
     "nn",
