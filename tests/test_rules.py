@@ -16,6 +16,7 @@ from samples import CONSTANT as FIRST_CONSTANT
 from samples import FACTS, samples
 from samples_linalg import LINALG_CONSTANT
 from samples_numpy import MORE_CONSTANT
+from samples_special import SHAPES  # noqa: F401  (imported for its samples)
 from strategies import (
     LAYOUTS,
     broadcasting,

@@ -1,5 +1,8 @@
 """The rule table: a row per primitive, both modes in the row. Importing fills the registry."""
 
+import sys
+
+from revgrad.arrays import late
 from revgrad.rules import (
     contractions,
     elementwise,
@@ -13,6 +16,15 @@ from revgrad.rules import (
     reduce,
     scans,
 )
+
+
+def _load_special():
+    """SciPy's functions have rules once SciPy is there: it is not imported on their behalf."""
+    if "scipy.special" in sys.modules:
+        from revgrad.rules import special  # noqa: F401
+
+
+late.append(_load_special)
 
 __all__ = [
     "contractions",
