@@ -48,6 +48,7 @@ from revgrad.optimizers import (
 from revgrad.outer import minimize
 from revgrad.ratio import Ratio
 from revgrad.report import Report
+from revgrad.rules.indexing import at
 from revgrad.state import FixedPoint
 from revgrad.train import train
 from revgrad.transforms import (
@@ -105,6 +106,7 @@ __all__ = [
     "Truncated",
     "Unrolled",
     "WeightAverage",
+    "at",
     "checkpoint",
     "compile",
     "custom_rule",
