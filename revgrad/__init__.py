@@ -52,6 +52,7 @@ from revgrad.rules.indexing import at
 from revgrad.state import FixedPoint
 from revgrad.train import train
 from revgrad.transforms import (
+    elementwise_grad,
     grad,
     hessian,
     hvp,
@@ -111,6 +112,7 @@ __all__ = [
     "compile",
     "custom_rule",
     "diagnose",
+    "elementwise_grad",
     "grad",
     "hessian",
     "hvp",

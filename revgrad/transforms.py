@@ -103,6 +103,25 @@ def grad(f, argnums=0, has_aux=False):
     return gradient
 
 
+def elementwise_grad(f, argnums=0):
+    """f -> its derivative entry by entry, where each entry of the result hangs on its own alone.
+
+    As the gradient of np.sum of f: for functions of any shape, to be plotted or nested.
+    """
+
+    @wraps(f)
+    def derivative(*args, **kwargs):
+        function, chosen, as_argnums = _select(f, args, kwargs, argnums)
+        out, pullback = _vjp(function, chosen, "argument")
+        return as_argnums(pullback(optree.tree_map(_ones, out)))
+
+    return derivative
+
+
+def _ones(x):
+    return np.ones_like(plain(x)) if hasattr(x, "dtype") else 1.0
+
+
 def hvp(f, primals, tangents):
     """Hessian of a scalar function of its first argument, times a tangent: (gradient, product).
 
@@ -393,6 +412,7 @@ def _stack_trees(trees, like, axis, shape):
 
 
 __all__ = [
+    "elementwise_grad",
     "grad",
     "hessian",
     "hvp",

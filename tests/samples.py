@@ -201,6 +201,8 @@ add([np.flip], lambda f, x: f(x, axis=(0, 2)), ((2, 4, 3),))
 add([np.copy], lambda f, x: f(x, "F"), ((2, 3),))
 add(["copy"], lambda f, x: f(x), *((s,) for s in ONE))
 add(["copy"], lambda f, x: f(x, "F"), ((2, 3),))
+if hasattr(np, "astype"):
+    add([np.astype], lambda f, x: f(x, np.float64), ((2, 3),), host="NumPy's own astype")
 add(["astype"], lambda f, x: f(x, np.float64), ((2, 3),), ((),), ((0,),))
 add(["astype"], lambda f, x: f(x, np.float32, copy=False), ((2, 3),))
 add([np.concatenate], lambda f, x, y: f([x, y]), ((2,), (3,)), ((2, 3), (1, 3)), ((0,), (2,)))

@@ -83,6 +83,13 @@ def _cast(x, *, dtype, copy=True):
     return astype(x, dtype=dtype, copy=copy)
 
 
+if hasattr(np, "astype"):  # from NumPy 2.1 on
+
+    @composite(np.astype)
+    def _np_astype(x, dtype, /, *, copy=True):
+        return _cast(x, dtype=np.dtype(dtype), copy=copy)
+
+
 @composite(np.reshape)
 def _np_reshape(a, /, shape, order="C"):
     if order != "C":
