@@ -8,12 +8,19 @@ elementwise((np.cbrt,), lambda out, x: 1 / (3 * out**2))  # the same, entry by e
 class MyMomentum(Optimizer):                            # an optimizer: its statements
     learning_rate: Any
     statements: ClassVar = (Scale(...), Add(...))
+
+@as_tree
+@dataclass
+class Layer:                                            # a tree: of its fields
+    weights: np.ndarray
+    bias: np.ndarray
 """
 
 from revgrad.arrays import functions
 from revgrad.rules.row import cast, composite, constant, define, elementwise, match, unbroadcast
 from revgrad.statements import Add, Optimizer, Scale
 from revgrad.tape import Primitive
+from revgrad.transforms import as_tree
 from revgrad.wrappers import Wrapper
 
 __all__ = [
@@ -22,6 +29,7 @@ __all__ = [
     "Primitive",
     "Scale",
     "Wrapper",
+    "as_tree",
     "cast",
     "composite",
     "constant",

@@ -1,5 +1,6 @@
 """What users call: derivatives of functions of trees of arrays. Names and orders are JAX's."""
 
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from math import prod
 
@@ -208,9 +209,35 @@ def flatten_floats(tree, what, kinds="f"):
         if _kind(plain(leaf)) not in kinds:
             raise TypeError(
                 f"{what}{_path(treedef, k)} is {_describe(leaf)}, which has no derivative; "
-                "pass real floats, e.g. x.astype(float), or keep it out of the differentiated tree."
+                f"{_instead(leaf)}, or keep it out of the differentiated tree."
             )
     return leaves, treedef
+
+
+def _instead(leaf):
+    if is_dataclass(leaf):
+        return "decorate its class with revgrad.extend.as_tree, which makes a tree of its fields"
+    return "pass real floats, e.g. x.astype(float)"
+
+
+def as_tree(cls):
+    """Class decorator, above @dataclass: an instance is a tree of its fields, in their order."""
+    names = [f.name for f in fields(cls)]
+
+    def unflatten(_, values):
+        new = object.__new__(cls)  # what __init__ would compute or check may be boxes, or none
+        for name, value in zip(names, values, strict=True):
+            object.__setattr__(new, name, value)
+        return new
+
+    optree.register_pytree_node(
+        cls,
+        lambda x: ([getattr(x, n) for n in names], None, names),
+        unflatten,
+        path_entry_type=optree.GetAttrEntry,
+        namespace=optree.registry.__GLOBAL_NAMESPACE,
+    )
+    return cls
 
 
 def flatten_like(tree, treedef, what, like):

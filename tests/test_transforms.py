@@ -18,6 +18,7 @@ from strategies import LAYOUTS, float_arrays, lay_out, random_array, trees
 from revgrad import grad, hessian, hvp, jacfwd, jacrev, jvp, stop_gradient, value_and_grad, vjp
 from revgrad.compiled import compile
 from revgrad.errors import LeakedBox
+from revgrad.extend import as_tree
 from revgrad.testing import check_duality, check_grads
 
 Point = namedtuple("Point", ["x", "y"])
@@ -544,6 +545,28 @@ def test_containers_come_back_as_they_went_in():
     assert type(g["point"]) is Point and g["point"].x == 60 and g["point"].y.tolist() == [10] * 3
     assert list(g["ordered"].items()) == [("z", 30.0), ("a", 0.0)]
     assert g["list"] == [0.0, (12.0,)] and g["none"] is None and g["empty"] == {}
+
+
+@as_tree
+@dataclass(frozen=True)
+class Layer:
+    weights: np.ndarray
+    bias: float = 0.0
+
+    def __post_init__(self):
+        assert np.ndim(self.weights) == 1
+
+
+def test_dataclasses_may_be_trees():
+    layer = Layer(V, 2.0)
+    g = grad(lambda p: np.sum(p[0].weights ** 2) * p[0].bias + p[1])((layer, 1.0))[0]
+    assert isinstance(g, Layer) and g.weights.tolist() == [4, 8, 12] and g.bias == 14
+    _, t = jvp(lambda p: Layer(p.weights * p.bias, p.bias), (layer,), (layer,))
+    assert isinstance(t, Layer) and t.weights.tolist() == [4, 8, 12] and t.bias == 2
+    with pytest.raises(TypeError, match=r"argument\[0\]\['bias'\] is a int"):
+        grad(lambda p: 1.0)(Layer(V, 2))
+    with pytest.raises(TypeError, match=r"is a Plain, .*revgrad\.extend\.as_tree"):
+        grad(lambda p: 1.0)(Plain(V))
 
 
 @dataclass
