@@ -158,7 +158,10 @@ def test_a_replay_has_the_bits_of_the_function(sample):
             return
         assert _same(compiled, sample.f(*args))
         given = args, args, _ones(sample.f(*args))
-        assert _same_values(compile(derivative)(*given), derivative(*given))
+        compiled = compile(derivative)
+        assert _same_values(compiled(*given), derivative(*given))
+        given = (tuple(x * 0.9375 for x in args), *given[1:])  # nothing of the first stays behind
+        assert _same_values(compiled(*given), derivative(*given))
 
 
 def _same_values(got, expected):

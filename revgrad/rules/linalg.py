@@ -260,7 +260,7 @@ def _push_eig(t, out, a):
     dv = v @ (_gaps(w) * m)
     along = -np.sum(np.real(np.conj(v) * dv), axis=-2, keepdims=True)
     if is_complex(v):
-        largest = np.argmax(np.absolute(plain(v)), axis=-2, keepdims=True)
+        largest = np.argmax(np.absolute(v), -2, keepdims=True)
         top, turned = (np.take_along_axis(x, largest, -2) for x in (v, dv))
         along = along - 1j * np.imag(turned) / np.real(top)
     return _diagonal(m), dv + v * cast(along, dtype_of(v))
@@ -278,8 +278,8 @@ def _matched_values(t, out, a):
     """Derivatives in the order of the values that were given out."""
     w, v = np.linalg.eig(a)
     d = _diagonal(np.linalg.solve(v, t @ v))
-    apart = np.absolute(np.expand_dims(plain(out), -1) - np.expand_dims(plain(w), -2))
-    return np.take_along_axis(d, np.argmin(apart, axis=-1), -1)
+    apart = np.absolute(np.expand_dims(out, -1) - np.expand_dims(w, -2))
+    return np.take_along_axis(d, np.argmin(apart, -1), -1)
 
 
 @composite(np.linalg.eig)
