@@ -1,4 +1,4 @@
-"""Write functions.md, the list of what has a rule: python docs/make_functions.py > docs/functions.md"""
+"""The list of what has a rule: python docs/make_functions.py > docs/functions.md"""
 
 import inspect
 import operator
@@ -15,9 +15,9 @@ VERSION = ".".join(np.__version__.split(".")[:2])
 HEAD = f"""\
 # Functions with derivatives
 
-For NumPy {VERSION}. Written by `python docs/make_functions.py > docs/functions.md` from the registry of
-rules. Every one has both modes and derivatives of any order; float32 in, float32 out; complex
-numbers where NumPy takes them.
+For NumPy {VERSION}. Written by `python docs/make_functions.py > docs/functions.md` from the
+registry of rules. Every one has both modes and derivatives of any order; float32 in, float32 out;
+complex numbers where NumPy takes them.
 Anything else raises `MissingRule` with the function's name. `revgrad.extend` adds more.
 """
 FACTS = {np.shape, np.ndim, np.size, np.result_type, np.iscomplexobj, np.isrealobj}

@@ -73,8 +73,19 @@ def test_a_replay_has_the_same_bits_and_foreign_arrays_stay():
     assert all(isinstance(a, ForeignArray) for a in pullback(out))
 
 
+def test_a_recording_takes_indices_as_inputs():
+    def f(x, i, v):
+        g = rg.grad(lambda x, v: np.sum(rg.at(rg.at(x, i).set(v), i).add(v * x[i]) ** 2), (0, 1))
+        return g(x, v)
+
+    x, v, compiled = random_array((4,)), random_array((3,), seed=1), rg.compile(f)
+    for i in (np.array([0, 1, 1]), np.array([3, 3, 3])):
+        for a, b in zip(compiled(x, i, v), f(x, i, v), strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
 def test_a_traced_index_and_values_that_do_not_fit_are_refused():
-    with pytest.raises(TypeError, match="a traced array as an index"):
+    with pytest.raises(TypeError, match="a traced array of floats as index"):
         rg.grad(lambda x: np.sum(rg.at(x, x).set(1.0)))(np.ones(3))
     with pytest.raises(ValueError, match="shape"):
         rg.at(np.ones(3), slice(0, 2)).set(np.ones(3))

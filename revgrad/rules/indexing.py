@@ -18,7 +18,7 @@ def _run(x, values, *arrays, structure):
     return out[()] if number else out
 
 
-def _mark_last(x, *arrays, structure):
+def _run_last(x, *arrays, structure):
     """True for the values that stay: where an index comes twice, the last one does."""
     index = fill(structure, arrays)
     order = np.cumsum(np.ones_like(x[index], dtype=np.intp)) - 1
@@ -28,11 +28,14 @@ def _mark_last(x, *arrays, structure):
     return owner[index] == order
 
 
+_last = Primitive("last of equal indices", _run_last, constant=True)
+
+
 def _pull_values(ct, x, values, *arrays, structure):
     index = fill(structure, arrays)
     taken = ct[index]
     if arrays:
-        taken = np.where(_mark_last(plain(x), *arrays, structure=structure), taken, 0.0)
+        taken = np.where(_last(plain(x), *arrays, structure=structure), taken, 0.0)
     return unbroadcast(taken, values)
 
 
@@ -80,10 +83,10 @@ class at:
     def add(self, values):
         """x[index] += values, where equal indices add up."""
         x, values = (np.asarray(a) if isinstance(a, (list, tuple)) else a for a in (self.x, values))
-        index = self.index if isinstance(self.index, tuple) else (self.index,)
-        index = tuple(np.asarray(p) if isinstance(p, list) else p for p in index)
-        shape = shape_of(x[index])
-        values = np.broadcast_to(self._like(x, values), shape)
+        structure, arrays = parts_of(self.index)
+        index = fill(structure, arrays)
+        values = np.broadcast_to(self._like(x, values), shape_of(x[index]))
+        index = index if isinstance(index, tuple) else (index,)
         return x + put(values, index, shape_of(x))
 
     @staticmethod
