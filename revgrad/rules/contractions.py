@@ -21,10 +21,27 @@ def _contract(a, b, axes_a, axes_b):
     return np.reshape(np.dot(left, right), rows + columns)
 
 
-_tensordot = derived(
+def _pull_factor(ct, a, b, axes, first):
+    """The cotangent of a: that of the product, contracted with b over b's free axes."""
+    axes_a, axes_b = axes
+    free_a = [i for i in range(len(shape_of(a))) if i not in axes_a]
+    free_b = [i for i in range(len(shape_of(b))) if i not in axes_b]
+    start = len(free_a) if first else 0
+    over = range(start, start + len(free_b))
+    pulled = np.tensordot(ct, b, (over, free_b))
+    order = free_a + [axes_a[k] for k in np.argsort(axes_b)]
+    return cast(np.transpose(pulled, np.argsort(order).tolist()), dtype_of(a))
+
+
+_tensordot = define(
     "tensordot",
     lambda a, b, *, axes: np.tensordot(a, b, axes),
-    lambda a, b, *, axes: _contract(a, b, *map(list, axes)),
+    ("linear", "linear"),
+    [
+        lambda ct, out, a, b, *, axes: _pull_factor(ct, a, b, axes, True),
+        lambda ct, out, a, b, *, axes: _pull_factor(ct, b, a, axes[::-1], False),
+    ],
+    register=False,
 )
 
 

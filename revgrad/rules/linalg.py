@@ -119,15 +119,28 @@ def _pull_solve_side(ct, out, a, b):
     return unbroadcast(pulled[..., 0] if _is_vector(b) else pulled, b)
 
 
-_det = pushed(
+def _over_matrices(c):
+    return np.expand_dims(c, (-2, -1)) if shape_of(c) else c
+
+
+def _push_log(t, a):
+    return np.trace(np.linalg.solve(a, t), 0, -2, -1)
+
+
+_det = define(
     "det",
     np.linalg.det,
-    lambda t, out, a: out * np.trace(np.linalg.solve(a, t), 0, -2, -1),
+    [lambda t, out, a: out * _push_log(t, a)],
+    [lambda ct, out, a: _over_matrices(ct * out) * _t(np.linalg.inv(a))],
+    register=False,
 )
-_slogdet = pushed(
+_slogdet = Primitive(
     "slogdet",
     lambda a: tuple(np.linalg.slogdet(a)),
-    lambda t, out, a: (None, np.trace(np.linalg.solve(a, t), 0, -2, -1)),
+    lambda tangents, *, out, args, static: (None, _push_log(tangents[0], args[0])),
+    lambda ct, *, wanted, out, args, static: [
+        None if ct[1] is None else _over_matrices(ct[1]) * _t(np.linalg.inv(args[0]))
+    ],
     many=True,
 )
 _result_of = {
@@ -475,9 +488,38 @@ _norm = derived(
 )
 
 
+def _kept(c, x, axis):
+    """A number for each norm, in a shape that broadcasts with x."""
+    axes = range(len(shape_of(x))) if axis is None else np.atleast_1d(axis) % len(shape_of(x))
+    return np.reshape(c, [1 if i in axes else n for i, n in enumerate(shape_of(x))])
+
+
+def _direction(out, x, axis):
+    """conj(x) / |x|, and 0 at 0: the slope of the Euclidean norm."""
+    size = _kept(out, x, axis)
+    return (np.conj(x) if is_complex(x) else x) / (size + cast(size == 0, dtype_of(size)))
+
+
+def _push_euclidean(t, out, x, *, ord, axis, keepdims):
+    steps = np.real(_direction(out, x, axis) * t)
+    return np.sum(steps, axis=axis, keepdims=keepdims)
+
+
+_euclidean = define(
+    "euclidean norm",
+    lambda x, *, ord, axis, keepdims: np.linalg.norm(x, ord, axis, keepdims),
+    [_push_euclidean],
+    [lambda ct, out, x, *, ord, axis, keepdims: _kept(ct, x, axis) * _direction(out, x, axis)],
+    register=False,
+)
+
+
 @composite(np.linalg.norm)
 def _np_norm(x, ord=None, axis=None, keepdims=False):
     axis = tuple(axis) if isinstance(axis, list) else axis
+    is_vector = not isinstance(axis, tuple) if axis is not None else len(shape_of(x)) == 1
+    if shape_of(x) and (ord in (None, "fro") or (ord == 2 and is_vector)):
+        return _euclidean(x, ord=ord, axis=axis, keepdims=keepdims)
     return _norm(x, ord=ord, axis=axis, keepdims=keepdims)
 
 
