@@ -3,9 +3,9 @@
 from revgrad.adjoints import Checkpointed, Forward, Reversible, Stored, Unrolled
 from revgrad.arrays import plain
 from revgrad.errors import RatioRefused
-from revgrad.optimizers import Scale
-from revgrad.ratio import Ratio
+from revgrad.program import ratio_of
 from revgrad.record import Record
+from revgrad.statements import Scale
 from revgrad.tape import Box, Push
 
 ROOM = 10**9  # bytes of states up to which storing them all is taken to be no burden
@@ -42,7 +42,7 @@ def _why_not_reversible(run, values):
         if isinstance(s, Scale) and isinstance(s.by, str):
             try:
                 for value in values.optimizer[s.by]:
-                    Ratio.of(plain(value), rounding=run.arithmetic.rounding)
+                    ratio_of(plain(value), run.arithmetic.rounding, s.above_one)
             except RatioRefused:
                 return f"{run.optimizer.name}({s.by}=...) has a factor that cannot be undone"
     return ""

@@ -114,6 +114,12 @@ class GradientAndAux(Gradient):
         super().__init__(run, values)
         self.recordings = None
 
+    def value(self, leaves, t):
+        (value, aux), g = super().value(leaves, t)
+        if any(isinstance(x, Box) for x in optree.tree_leaves(aux)):
+            raise ClosureError(CLOSURE)
+        return (value, aux), g
+
     def with_pullback(self, leaves, t):
         """(g, aux, pullback): flat cotangents of g and of aux -> as Gradient's."""
         args, _ = self._at(leaves, t)
@@ -131,6 +137,18 @@ class GradientAndAux(Gradient):
             return self.layout.join(ct_params), ct_hyper
 
         return self._flat(g, *aux), self.run.aux_layout.join(aux), pull
+
+    def push_aux(self, leaves, t, rows, hyper):
+        """Tangents of aux, as `push` has those of g."""
+        *here, batch = leaves, self.run.hyper_leaves(self.values, t), self.run.batch(t)
+        out = np.empty((len(rows), self.run.aux_layout.size))
+        for k, row in enumerate(rows):
+            moved = self._moved(row, [x if x is None else x[k] for x in hyper], here[1])
+            found = jvp(
+                lambda *some: optree.tree_leaves(self.f(*some, batch)[1]), tuple(here), moved
+            )
+            out[k] = self.run.aux_layout.join(found[1])
+        return out
 
 
 def _function(run):

@@ -73,7 +73,7 @@ class Digests:
                 k: np.count_nonzero(x.values != start[k].values) for k, x in state.variables.items()
             }
             found = ", ".join(
-                f"{n} of {run.layout_of(name).size} {name} differ" for name, n in wrong.items()
+                f"{n} of {run.layout_of(k).size} {k} differ" for k, n in wrong.items()
             )
         return NotReversed(
             f"steps {first} to {last} did not reverse: {found}, so the gradient was not the same "

@@ -124,29 +124,27 @@ def _updater(optimizer, start, until):
             f"{optimizer.name} has {sorted(optimizer.variables)}; pass hyper0.hyper to start anew."
         )
 
-    def first(name, k):
-        return spreads[name][0].at_leaf(spreads[name][1], k, 0)
+    def at_step(step):
+        return lambda name, k: spreads[name][0].at_leaf(spreads[name][1], k, step)
+
+    def state_at_start(leaves):
+        zeros = {name: [zeros_like(x) for x in leaves] for name in optimizer.variables}
+        filled = zeros | optimizer.start(leaves, at_step(0))
+        return {name: optree.tree_unflatten(tree, x) for name, x in filled.items()}
 
     def update(found, gradient, step):
-        state = found.state or _first_state(optimizer, found.hyper, tree, first)
+        state = found.state or state_at_start(optree.tree_leaves(found.hyper))
         variables = {"params": found.hyper, **state}
         now = optimizer.float_step(
             {name: optree.tree_leaves(x) for name, x in variables.items()},
             optree.tree_leaves(gradient),
-            lambda name, k: spreads[name][0].at_leaf(spreads[name][1], k, step),
+            at_step(step),
             step + 1,
         )
         after = {name: optree.tree_unflatten(tree, x) for name, x in now.items()}
         return after.pop("params"), after
 
     return update
-
-
-def _first_state(optimizer, hyper, tree, first):
-    zeros = optree.tree_map(zeros_like, hyper)
-    given = optimizer.start(optree.tree_leaves(hyper), first)
-    given = {name: optree.tree_unflatten(tree, leaves) for name, leaves in given.items()}
-    return dict.fromkeys(optimizer.variables, zeros) | given
 
 
 def _after(found, value, aux, hyper, state):

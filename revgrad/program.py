@@ -78,14 +78,7 @@ class Program:
         self.optimizer_values[name] = [np.asarray(r.value) for r in ratios]
 
     def _ratio(self, factor, above_one):
-        factor, rounding = np.asarray(factor), self.run.arithmetic.rounding
-        rises = factor > 1
-        if not (above_one and rises.any()):
-            return Ratio.of(factor, rounding)
-        down = Ratio.of(np.divide(1, factor, out=factor.copy(), where=rises), rounding)
-        if not factor.ndim:
-            return down.inverse
-        return Ratio(np.where(rises, down.d, down.n), np.where(rises, down.n, down.d))
+        return ratio_of(factor, self.run.arithmetic.rounding, above_one)
 
     # The start of a run.
 
@@ -161,7 +154,7 @@ class Program:
         return self.advance_pointwise(state, t, first)[0]
 
     def advance_pointwise(self, state, t, first=None):
-        """`advance`; returns ((loss, aux), the points of its statements, in order)."""
+        """`advance`; returns ((loss, aux), the points of its statements in order, g)."""
         value, g = first or self.gradient.value(self.layout.leaves(state.variables["params"]), t)
         if not np.isfinite(value[0]):
             raise NotFinite(
@@ -179,7 +172,7 @@ class Program:
                 if isinstance(error, RatioRefused):
                     raise
                 raise self._overflow(error, t, s.target, g) from None
-        return value, done
+        return value, done, g
 
     def _overflow(self, error, t, target, g):
         if not np.all(np.isfinite(g)):
@@ -291,7 +284,7 @@ class Program:
         if name not in self.ratios:
             met = self._ratios_met(s, steps) if self._is_constant(s) else ()
             return float(np.mean(np.log2(met[0][1] / met[0][0]))) if met else np.nan
-        spread, means, layout = self.run.spreads[name], [], self.run.layout_of(s.target)
+        spread, means, layout = self.run.spreads[name], [], self.run.layout_of(name)
         for n, d, every in zip(*self.ratios[name], spread.every, strict=True):
             bits = np.log2(np.asarray(d) / n)
             means.append(bits if every is None else np.repeat(bits, every, 0)[:steps].mean(0))
@@ -344,6 +337,18 @@ class Program:
         if key not in self._constant:
             self._constant[key] = make()
         return self._constant[key]
+
+
+def ratio_of(factor, rounding, above_one):
+    """The ratio of a factor; with above_one, that of its inverse the other way up."""
+    factor = np.asarray(factor)
+    rises = factor > 1
+    if not (above_one and rises.any()):
+        return Ratio.of(factor, rounding)
+    down = Ratio.of(np.divide(1, factor, out=factor.copy(), where=rises), rounding)
+    if not factor.ndim:
+        return down.inverse
+    return Ratio(np.where(rises, down.d, down.n), np.where(rises, down.n, down.d))
 
 
 def _largest(x):

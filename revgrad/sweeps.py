@@ -115,7 +115,7 @@ def _check_finite(run, cts, t):
         with np.errstate(over="ignore"):
             if np.isfinite(ct @ ct) or np.all(np.isfinite(ct)):
                 continue
-        leaf = run.layout.name(int(np.argmin(np.isfinite(ct))))
+        leaf = run.layout_of(name).name(int(np.argmin(np.isfinite(ct))))
         raise NotFinite(
             f"step {t}, on the way back: the derivative with respect to {name} of {leaf} is not "
             "finite. It grew without bound (see report.chaos: use a smaller learning rate, fewer "

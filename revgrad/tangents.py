@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from revgrad.errors import NotFinite
-from revgrad.optimizers import Scale
 from revgrad.program import Program
 from revgrad.rules.row import shape_of
+from revgrad.statements import Scale, global_norm
 from revgrad.sweeps import Survey, stops, watch_slope, watched_plainly
 from revgrad.transforms import jvp
 
@@ -57,7 +57,7 @@ def ride_along(adjoint, run, values, columns):
     program = Program(run, values, exact=adjoint.exact, keep=adjoint.keep)
     state, first = program.start()
     tangents = {
-        name: _flat_rows(run.layout, leaves, total)
+        name: _flat_rows(run.layout_of(name), leaves, total)
         for name, leaves in [("params", columns.params)]
         + [(name, columns.warm.get(name)) for name in run.optimizer.variables]
     }
@@ -70,12 +70,16 @@ def ride_along(adjoint, run, values, columns):
             if run.watch_moves:
                 slopes.append(_watch_tangents(run, t, leaves, tangents["params"]))
         now = columns.count(t)
+        rows = tangents["params"][:now]
         with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
-            g = _gradient_tangents(program, leaves, t, tangents["params"][:now], columns, now)
-        (loss, aux), points = program.advance_pointwise(state, t, first)
+            of_loss = _loss_tangents(program, leaves, t, rows, columns, now)
+        (loss, aux), points, g = program.advance_pointwise(state, t, first)
         first = None
         with np.errstate(over="ignore", invalid="ignore"):
-            _push(program, points, t, tangents, columns, g, now)
+            if "g_norm" in run.optimizer.reads:
+                norm = global_norm([g])
+                of_loss["g_norm"] = (of_loss["g"] @ (g / norm if norm else 0 * g))[:, None]
+            _push(program, points, t, tangents, columns, of_loss, now)
         _check_finite(run, tangents, t)
         if run.callback is not None and stops(run, t, loss, aux):
             steps = t + 1
@@ -136,34 +140,43 @@ def _watch_tangents(run, t, leaves, rows):
     return rows @ run.layout.join(slope)
 
 
-def _gradient_tangents(program, leaves, t, rows, columns, now):
-    """Tangents of g, (columns, weights): a product with the loss's second derivatives each."""
+def _loss_tangents(program, leaves, t, rows, columns, now):
+    """Tangents of what statements read of the loss, by name, (columns, entries) each.
+
+    That of g is a product with the loss's second derivatives.
+    """
     every = program.run.hyper_every
     hyper = [
         None if x is None else x[:now] if e is None else x[:now, t // e]
         for x, e in zip(columns.hyper, every, strict=True)
     ]
-    return program.gradient.push(leaves, t, rows, hyper)
+    found = {"g": program.gradient.push(leaves, t, rows, hyper)}
+    if program.run.aux_layout is not None:
+        found["aux"] = program.gradient.push_aux(leaves, t, rows, hyper)
+    return found
 
 
-def _push(program, points, t, tangents, columns, g, now):
+def _push(program, points, t, tangents, columns, of_loss, now):
     """Push the first `now` columns through the statements of a step, in place."""
-    layout, spreads, known = program.layout, program.run.spreads, {}
+    run, known = program.run, dict(of_loss)
 
     def tangent(name):
         if name in tangents:
             return tangents[name][:now]
-        if name == "g":
-            return g
         if name not in known:
             values = columns.optimizer.get(name)
-            known[name] = None if values is None else _spread(spreads[name], values, t, layout, now)
+            known[name] = None
+            if values is not None:
+                known[name] = _spread(run.spreads[name], values, t, run.layout_of(name), now)
         return known[name]
 
     for point in points:
         s, target = point.statement, tangents[point.statement.target][:now]
         if isinstance(s, Scale):
-            t_factor = tangent(s.by) if isinstance(s.by, str) else _through(s.by, point, tangent)
+            t_factor = None
+            if not s.literal:
+                named = isinstance(s.by, str)
+                t_factor = tangent(s.by) if named else _through(s.by, point, tangent)
             target *= point.factor
             if t_factor is not None:
                 target += t_factor * point.before
@@ -201,8 +214,9 @@ def _check_finite(run, tangents, t):
             total = np.sum(rows)
         if not np.isfinite(total) and not np.all(np.isfinite(rows)):
             bad = int(np.argmin(np.all(np.isfinite(rows), 0)))
+            leaf = run.layout_of(name).name(bad)
             raise NotFinite(
-                f"step {t}: a tangent of {name} of {run.layout.name(bad)} is not finite. It grew "
+                f"step {t}: a tangent of {name} of {leaf} is not finite. It grew "
                 "without bound (use a smaller learning rate or fewer steps), or a function has no "
                 "slope where training met it.",
                 step=t,

@@ -12,8 +12,8 @@ from revgrad import blas
 from revgrad.adjoints import Forward, Implicit, Unrolled, bytes_of
 from revgrad.arrays import plain
 from revgrad.choice import choose
-from revgrad.errors import ClosureError, MissingRule
-from revgrad.gradient import CLOSURE, split_aux
+from revgrad.errors import MissingRule
+from revgrad.gradient import split_aux
 from revgrad.hyper import HyperTree, Spread, is_per_step, resolve, whole_number
 from revgrad.implicit import pull_optimum
 from revgrad.record import Record
@@ -89,8 +89,8 @@ def train(
         first_t=first_t, layout=layout, spreads=spreads, hyper_tree=hyper_tree,
         hyper_every=hyper_every, watch=watch if return_watched else _untraced(watch),
         watch_moves=return_watched,
-        callback=callback, report=report, arithmetic=arithmetic, aux_layout=layouts.get("aux"),
-        outcome={"warm": [*warm]},
+        callback=callback, report=report, arithmetic=arithmetic, outcome={"warm": [*warm]},
+        aux_layout=layouts.get("aux"),
     )  # fmt: skip
     adjoint = _chosen(adjoint, run, values)
     adjoint.check(optimizer)
@@ -106,15 +106,18 @@ def train(
 
 
 def _answer(run, given, trained, variables, watched, return_state, return_watched):
-    def in_kinds(leaves):
-        return [in_kind(x, like) for x, like in zip(leaves, given, strict=True)]
+    def like_params(leaves):
+        pairs = zip(leaves, given, strict=True)
+        return run.layout.unflatten([in_kind(x, like) for x, like in pairs])
 
-    out = [run.layout.unflatten(in_kinds(trained))]
+    out = [like_params(trained)]
     if return_state:
-        state = {}
-        for name, leaves in variables.items():
-            layout = run.layout_of(name)
-            state[name] = layout.unflatten(in_kinds(leaves) if layout is run.layout else leaves)
+        state = {
+            name: run.aux_layout.unflatten(leaves)
+            if name in run.optimizer.aux_variables
+            else like_params(leaves)
+            for name, leaves in variables.items()
+        }
         out.append({**state, "t": run.first_t + run.outcome["steps"]})
     if return_watched:
         out.append(watched)
@@ -203,9 +206,7 @@ def _aux_layout(optimizer, loss, has_aux, params, hyper, batch, steps):
         raise TypeError(f"{optimizer.name} reads the aux of the loss; pass {what}.")
     _, aux = split_aux(loss(params, hyper, batch(0)), has_aux)
     leaves, tree = flatten_floats(aux, "the loss's aux")
-    if any(isinstance(x, Box) for x in leaves):
-        raise ClosureError(CLOSURE)
-    layout = Layout(leaves, tree, of="aux")
+    layout = Layout([plain(x) for x in leaves], tree, of="aux")
     for path, dtype in zip(layout.paths, layout.dtypes, strict=True):
         if dtype not in (np.float32, np.float64):
             raise TypeError(f"aux{path} is {dtype}; statements read float32 and float64.")
@@ -416,9 +417,9 @@ def _stage_forward(wanted, flat, run, adjoint, treedef):
 
 def _every(run):
     """Per flat leaf, the PerStep's `every` or None."""
-    parts, variables = len(run.layout.shapes), run.outcome["warm"]
     optimizer = {name: list(spread.every) for name, spread in run.spreads.items()}
-    tree = [[None] * parts, dict.fromkeys(variables, [None] * parts), optimizer]
+    warm = {name: [None] * len(run.layout_of(name).shapes) for name in run.outcome["warm"]}
+    tree = [[None] * len(run.layout.shapes), warm, optimizer]
     return optree.tree_leaves([*tree, list(run.hyper_every)], none_is_leaf=True)
 
 
@@ -455,7 +456,7 @@ def _push_forward(*flat, run, adjoint, treedef):
     with blas.pinned() as threads:
         run.report.blas_threads = threads
         state, watched, found, slopes = ride_along(adjoint, run, values, columns)
-    moved = {name: run.layout.cast(x[0]) for name, x in found.items()}
+    moved = {name: run.layout_of(name).cast(x[0]) for name, x in found.items()}
     t_out = optree.tree_leaves((moved.pop("params"), moved, slopes[0]))
     pairs = zip(_leaves_out(run, state, watched), t_out, strict=True)
     return tuple(trace.box(x, trace, t) for x, t in pairs)

@@ -26,11 +26,11 @@ def unroll(run, values):
         if run.watch is not None:
             watched.append(_watch(run, t, variables["params"]))
         loss, aux, g = _gradient(run, variables["params"], run.hyper_leaves(values, t), t)
-        of_aux = None if run.aux_layout is None else optree.tree_leaves(aux)
         variables = run.optimizer.float_step(
-            variables, g, partial(run.hyper_at_leaf, values, t), run.first_t + t + 1, of_aux
-        )
-        if run.callback is not None and stops(run, t, loss, optree.tree_map(plain, aux)):
+            variables, g, partial(run.hyper_at_leaf, values, t), run.first_t + t + 1,
+            None if run.aux_layout is None else optree.tree_leaves(aux),
+        )  # fmt: skip
+        if run.callback is not None and stops(run, t, loss, aux):
             steps = t + 1
             break
     run.outcome["steps"] = steps
@@ -50,14 +50,15 @@ def _watch(run, t, leaves):
 
 
 def _gradient(run, leaves, hyper, t):
-    """(plain loss, aux and gradient as far as they are traced)."""
+    """(plain loss, aux, gradient, the two as far as they are traced)."""
     with Pull(ArrayBox) as trace:
         inputs, given = ([trace.input(x) for x in xs] for xs in (leaves, hyper))
         out = run.loss(run.layout.unflatten(inputs), run.hyper_tree(given), run.batch(t))
         out, aux = split_aux(out, run.has_aux)
         check_scalar(out, "the loss")
         value, node = _refuse_closures(trace, out)
-        aux = optree.tree_map(lambda x: trace.unwrap(x)[0], aux)
+        unwrap = trace.unwrap if run.aux_layout is None else partial(_refuse_closures, trace)
+        aux = optree.tree_map(lambda x: unwrap(x)[0], aux)
         ones = np.ones_like(plain(value)) if hasattr(plain(value), "dtype") else 1.0
         found = pull_back([] if node is None else [(node, ones)], [x.node for x in inputs])
     g = [zeros_like(x) if ct is None else ct for x, ct in zip(leaves, found, strict=True)]

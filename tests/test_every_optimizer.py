@@ -161,6 +161,20 @@ def test_stored_agrees_with_unrolled(name):
 
 
 @every
+def test_forward_agrees_with_stored(name):
+    _, found = hypergradient(name, rg.Forward())
+    _, expected = hypergradient(name, rg.Stored())
+    off = np.max(np.abs(flat(found) - flat(expected))) / np.max(np.abs(flat(expected)))
+    assert off < 1e-9
+
+
+@every
+def test_checkpointed_agrees_with_stored_bit_for_bit(name):
+    found = [hypergradient(name, adjoint) for adjoint in (rg.Checkpointed(3), rg.Stored())]
+    assert bits(found[0]) == bits(found[1])
+
+
+@every
 def test_unrolled_agrees_with_difference_quotients(name):
     optimizer = ALL[name]
     numbers = numbers_of(optimizer)
