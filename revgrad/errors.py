@@ -88,5 +88,12 @@ class MissingRule(RevgradError, NotImplementedError):
     """
 
 
+class PrecisionWarning(UserWarning):
+    """Some weights take steps, and have hypergradients, that are in good part rounding noise.
+
+    Their gradients are far smaller than the largest. Cure: in the message; see `Report.drowned`.
+    """
+
+
 class StopRun(RevgradError):
     """Raised *by the user* in a callback: training ends after the step just taken."""

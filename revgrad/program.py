@@ -39,7 +39,8 @@ class Program:
     """A step of training. See the module docstring.
 
     exact: every factor must have a ratio, so that steps can be undone. keep: keep what scaling
-    destroys; without it states can be visited again only from copies.
+    destroys; without it states can be visited again only from copies. inspect(t, state, g, aux):
+    called, if there is one, by `advance` before it changes the state.
     Raises: ClosureError where the loss uses a traced value not passed to it; FixedOverflow,
     NotFinite and RatioRefused, from `advance` with the state as it was before the step, if keep.
     """
@@ -61,7 +62,7 @@ class Program:
         for s in self.statements:
             if isinstance(s, Scale) and isinstance(s.by, str) and s.by not in self.ratios:
                 self._snap(s.by, s.above_one)
-        self._constant, self.range_was_guessed = {}, False
+        self._constant, self.range_was_guessed, self.inspect = {}, False, None
         kind = Gradient if run.aux_layout is None else GradientAndAux
         self.gradient = kind(run, values)
 
@@ -163,6 +164,8 @@ class Program:
                 step=t,
             )
         aux = None if self.run.aux_layout is None else self.run.flat_aux(value[1])
+        if self.inspect is not None:
+            self.inspect(t, state, g, aux)
         step, done = Step(self, state, t, g, aux), []
         for s in self.statements:
             try:
@@ -258,20 +261,20 @@ class Program:
         noise = 0.5 * ulp * steps * sum(s.target == name for s in self.statements)
         for s in self.statements:
             if isinstance(s, Scale) and s.target == name:
-                for n, d in self._ratios_met(s, steps):
+                for n, d in self.ratios_met(s, steps):
                     left = np.minimum(d / np.maximum(d - n, 1), steps)
                     noise += float(np.max(n * left, initial=0.0)) * ulp
         return noise
 
-    def _ratios_met(self, s, steps):
+    def ratios_met(self, s, steps):
         """Arrays (n, d) of a Scale: of a hyperparameter all, of a function those at some steps."""
         if s.by in self.ratios:
             return [(np.asarray(n), np.asarray(d)) for n, d in zip(*self.ratios[s.by], strict=True)]
         every = max(1, steps if self._is_constant(s) else -(-steps // LOOKS))
-        met = [self.factor(s, self._hyper_reads(s, t), t)[0] for t in range(0, steps, every)]
+        met = [self.factor(s, self._factor_reads(s, t), t)[0] for t in range(0, steps, every)]
         return [(np.asarray(r.n), np.asarray(r.d)) for r in met if r is not None]
 
-    def _hyper_reads(self, s, t):
+    def _factor_reads(self, s, t):
         first = self.run.first_t + 1
         return {k: first + t if k == "t" else self.hyper_value(k, t) for k in s.reads}
 
@@ -282,7 +285,7 @@ class Program:
     def _mean_bits(self, s, steps):
         name = s.by
         if name not in self.ratios:
-            met = self._ratios_met(s, steps) if self._is_constant(s) else ()
+            met = self.ratios_met(s, steps) if self._is_constant(s) else ()
             return float(np.mean(np.log2(met[0][1] / met[0][0]))) if met else np.nan
         spread, means, layout = self.run.spreads[name], [], self.run.layout_of(name)
         for n, d, every in zip(*self.ratios[name], spread.every, strict=True):

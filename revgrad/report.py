@@ -24,6 +24,7 @@ class Report:
     fraction_bits: dict = field(default_factory=dict)  # variable -> bits after the point
     largest: dict = field(default_factory=dict)  # variable -> (largest |x| seen, range)
     noise_floor: dict = field(default_factory=dict)  # variable -> most that rounding can have added
+    drowned: float = 0.0  # share of weights whose steps are rounding noise by more than 1%
     watched: list = field(default_factory=list)  # what `watch` returned, per step
     seconds: float = 0.0  # forwards
     replays: int = 0  # steps taken again on the way back

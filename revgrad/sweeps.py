@@ -9,6 +9,7 @@ from revgrad.arrays import plain
 from revgrad.errors import ClosureError, NotFinite, StopRun
 from revgrad.gradient import CLOSURE
 from revgrad.memories import Nothing, every_so_often
+from revgrad.noise import NoiseWatch
 from revgrad.program import Program
 from revgrad.state import Cotangents
 from revgrad.tape import Box
@@ -25,7 +26,7 @@ def forwards(adjoint, run, values, *, remember):
     program = Program(run, values, exact=adjoint.exact, keep=keep)
     state, first = program.start()
     memory = adjoint.remember(program) if remember else Nothing()
-    watched, survey, steps = [], Survey(run), run.steps
+    watched, survey, steps = [], Survey(run, program), run.steps
     for t in range(run.steps):
         memory.before(t, state)
         survey.look(t, state)
@@ -139,8 +140,9 @@ def _check_sums(program, cts):
 class Survey:
     """Looks at the state now and then, for the report."""
 
-    def __init__(self, run):
+    def __init__(self, run, program):
         self.run, self.largest = run, {}
+        self.noise = program.inspect = NoiseWatch(program, run.steps)
         self.every = every_so_often(run.steps)
 
     def look(self, t, state):
@@ -165,3 +167,5 @@ class Survey:
             report.fraction_bits[name] = x.fraction_bits
             report.largest[name] = (self.largest[name], 2.0 ** (63 - x.fraction_bits))
             report.noise_floor[name] = program.noise_floor(name, x.fraction_bits, steps)
+        program.inspect = None
+        self.noise.report(report)

@@ -61,7 +61,7 @@ def ride_along(adjoint, run, values, columns):
         for name, leaves in [("params", columns.params)]
         + [(name, columns.warm.get(name)) for name in run.optimizer.variables]
     }
-    watched, slopes, survey, steps = [], [], Survey(run), run.steps
+    watched, slopes, survey, steps = [], [], Survey(run, program), run.steps
     for t in range(run.steps):
         survey.look(t, state)
         leaves = run.layout.leaves(state.variables["params"])

@@ -39,6 +39,7 @@ MIDDLE = (
     "step",
     "snapshots",
     "program",
+    "noise",
     "memories",
     "implicit",
     "adjoints",

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from training import bits
 
 import revgrad as rg
-from revgrad.errors import ClosureError, FixedOverflow
+from revgrad.errors import ClosureError, FixedOverflow, PrecisionWarning
 from revgrad.extend import Add, Optimizer, Scale
 from revgrad.testing import (
     FACTORS,
@@ -467,3 +467,71 @@ def test_velocities_that_grow_without_changing_their_mind_have_room():
         rg.RMSProp(1e-5, momentum=0.999),
     ):
         rg.train(linear, START, optimizer, lambda t: np.ones(5), steps=1500)
+
+
+# Rounding noise where the sizes of gradients differ much.
+
+SIZES = np.array([1.0, 1e-2, 1e-4, 1e-5, 1e-6])
+NOISE = np.random.default_rng(4).standard_normal((200, 5))
+
+
+def uneven(params, _hyper, batch):
+    """A loss whose gradients differ in size by six orders of magnitude, but not Adam's steps."""
+    return np.sum(SIZES * (0.5 * (params - 1) ** 2 + 0.3 * np.sin(params) * batch))
+
+
+def rate_gradients(adjoint, size=1.0, **options):
+    """How each weight depends on its own rate, and the report."""
+    report = rg.Report()
+    loss = lambda p, h, b: size * uneven(p, h, b)
+
+    def f(rates):
+        optimizer = rg.Adam(rates, **{k: v for k, v in options.items() if k != "arithmetic"})
+        trained = rg.train(
+            loss, np.zeros(5), optimizer, NOISE, adjoint=adjoint, report=report,
+            arithmetic=options.get("arithmetic"),
+        )  # fmt: skip
+        return np.sum(trained)
+
+    return rg.grad(f)(np.full(5, 0.003)), report
+
+
+def test_weights_that_drown_in_rounding_noise_are_counted_and_warned_of():
+    expected, _ = rate_gradients(rg.Unrolled())
+    with pytest.warns(PrecisionWarning, match=r"^40\.0% of the weights .* their second_moment"):
+        found, report = rate_gradients(rg.Reversible())
+    off = np.abs(found / expected - 1)
+    assert report.drowned == 0.4
+    assert np.all((off > 1e-3) == [False, False, False, True, True]), off
+
+
+@pytest.mark.parametrize("adjoint", [rg.Reversible(), rg.Stored(), rg.Forward()])
+def test_eps_inside_the_root_keeps_them_above_the_noise(adjoint):
+    with pytest.warns(PrecisionWarning, match="room for FixedPoint"):
+        rate_gradients(adjoint)
+    wider = rg.FixedPoint(fraction_bits={"second_moment": 60})
+    with pytest.warns(PrecisionWarning, match=r"pass eps_root=5e-11 if the optimizer has it"):
+        rate_gradients(adjoint, arithmetic=wider)
+    found, report = rate_gradients(adjoint, arithmetic=wider, eps_root=5e-11)
+    expected, _ = rate_gradients(rg.Unrolled(), eps_root=5e-11)
+    assert report.drowned == 0
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_more_fraction_bits_help_where_all_gradients_are_small():
+    small = {"size": 1e-4, "eps": 1e-16}
+    expected, _ = rate_gradients(rg.Unrolled(), **small)
+    with pytest.warns(PrecisionWarning, match=r"FixedPoint\(fraction_bits=\{'second_moment': 8"):
+        found, _ = rate_gradients(rg.Reversible(), **small)
+    arithmetic = rg.FixedPoint(fraction_bits={"second_moment": 86})
+    with pytest.warns(PrecisionWarning, match=r"^20\.0%"):
+        better, _ = rate_gradients(rg.Reversible(), arithmetic=arithmetic, **small)
+    off = [np.abs(x / expected - 1)[:4] for x in (found, better)]
+    assert np.max(off[1]) < 1e-2 * np.max(off[0])
+
+
+@pytest.mark.parametrize("make", [rg.Momentum, rg.HeavyBall, rg.Adam])
+def test_gradients_of_like_sizes_and_none_at_all_warn_of_nothing(make):
+    report, dark = rg.Report(), GRADIENTS * [1, 0.01, 0.1, 1, 0]
+    rg.train(linear, START, make(0.01), dark, report=report)
+    assert report.drowned == 0
