@@ -15,6 +15,7 @@ from revgrad.statements import Scale, global_norm
 
 DROWNED = 0.01  # of the largest step: a change of it that counts
 WORTH_A_WARNING = 0.01  # of the weights
+ENOUGH = 10_000  # weights to look at
 STILL = 1e3  # ulp of the params: steps below move nothing
 SAFE = 1e4  # eps_root in units of late noise: early on, bias correction amplifies noise
 DIGIT = 1 / sqrt(6)  # spread of (digit that comes) - (digit that goes) n/d, in n ulp
@@ -23,6 +24,7 @@ DIGIT = 1 / sqrt(6)  # spread of (digit that comes) - (digit that goes) n/d, in 
 class NoiseWatch:
     """Looks at a few steps of a program for weights that drown; called before a step's statements.
 
+    Statements act entry by entry, so of many weights every k-th will do.
     share: the largest share of weights found whose step changes by more than 1% of the largest when
     a variable moves by its typical noise; variable: which.
     """
@@ -30,46 +32,54 @@ class NoiseWatch:
     def __init__(self, program, steps):
         self.program, self.share, self.variable, self.noise = program, 0.0, None, 0.0
         self.looks = {1, steps // 4, steps // 2, steps - 1} - {0}
+        of_aux = program.run.optimizer.aux_variables
+        self.statements = [s for s in program.statements if s.target not in of_aux]
+        self.part = slice(None, None, max(1, program.layout.size // ENOUGH))
 
-    def __call__(self, t, state, g, aux):
+    def __call__(self, t, state, g):
         if t not in self.looks:
             return
-        values = {name: x.decode() for name, x in state.variables.items()}
+        variables = {s.target: state.variables[s.target] for s in self.statements}
+        variables["params"] = state.variables["params"]
+        values = {k: x.values[self.part] * 2.0**-x.fraction_bits for k, x in variables.items()}
         with np.errstate(all="ignore"):
-            plain = self._step(values, t, g, aux)
+            plain = self._step(values, t, g)
             largest = np.max(np.abs(plain - values["params"]), initial=0.0)
             if not largest > STILL * 2.0 ** -state.variables["params"].fraction_bits:
                 return
-            for name, x in state.variables.items():
+            for name, x in variables.items():
                 noise = self._typical(name, t) * 2.0**-x.fraction_bits
                 if noise and name != "params":
                     shaken = values | {name: values[name] + noise}
-                    moved = np.abs(self._step(shaken, t, g, aux) - plain) > DROWNED * largest
+                    moved = np.abs(self._step(shaken, t, g) - plain) > DROWNED * largest
                     if np.mean(moved) > self.share:
                         self.share, self.variable, self.noise = float(np.mean(moved)), name, noise
 
     def _typical(self, name, t):
         """Noise of a variable after t steps, in ulp: a root of a sum of squares."""
         total = 0.0
-        for s in self.program.statements:
+        for s in self.statements:
             if isinstance(s, Scale) and s.target == name:
                 for n, d in self.program.ratios_met(s, t):
                     lasts = np.minimum(d / np.maximum(2 * (d - n), 1), t)
                     total += float(np.max((n < d) * (DIGIT * n) ** 2 * lasts, initial=0.0))
         return sqrt(total)
 
-    def _step(self, values, t, g, aux):
+    def _step(self, values, t, g):
         """The params after a step in floats, by the statements as they are."""
         program, values = self.program, dict(values)
-        known = {"g": g, "aux": aux, "t": program.run.first_t + t + 1}
+        known = {"g": g[self.part], "t": program.run.first_t + t + 1}
         if "g_norm" in program.run.optimizer.reads:
             known["g_norm"] = global_norm([g])
 
         def read(name):
             found = values.get(name, known.get(name))
-            return program.hyper_value(name, t) if found is None else found
+            if found is None:
+                found = program.hyper_value(name, t)
+                return found[self.part] if np.ndim(found) else found
+            return found
 
-        for s in program.statements:
+        for s in self.statements:
             values[s.target] = s.of(values[s.target], {name: read(name) for name in s.reads})
         return values["params"]
 

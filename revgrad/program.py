@@ -39,7 +39,7 @@ class Program:
     """A step of training. See the module docstring.
 
     exact: every factor must have a ratio, so that steps can be undone. keep: keep what scaling
-    destroys; without it states can be visited again only from copies. inspect(t, state, g, aux):
+    destroys; without it states can be visited again only from copies. inspect(t, state, g):
     called, if there is one, by `advance` before it changes the state.
     Raises: ClosureError where the loss uses a traced value not passed to it; FixedOverflow,
     NotFinite and RatioRefused, from `advance` with the state as it was before the step, if keep.
@@ -165,7 +165,7 @@ class Program:
             )
         aux = None if self.run.aux_layout is None else self.run.flat_aux(value[1])
         if self.inspect is not None:
-            self.inspect(t, state, g, aux)
+            self.inspect(t, state, g)
         step, done = Step(self, state, t, g, aux), []
         for s in self.statements:
             try:

@@ -535,3 +535,12 @@ def test_gradients_of_like_sizes_and_none_at_all_warn_of_nothing(make):
     report, dark = rg.Report(), GRADIENTS * [1, 0.01, 0.1, 1, 0]
     rg.train(linear, START, make(0.01), dark, report=report)
     assert report.drowned == 0
+
+
+def test_of_many_weights_a_part_is_looked_at():
+    many = np.tile(SIZES, 9001)
+    loss = lambda p, _h, b: np.sum(many * (p - b) ** 2)
+    report = rg.Report()
+    with pytest.warns(PrecisionWarning):
+        rg.train(loss, np.zeros(many.size), rg.Adam(0.01), np.linspace(1, 2, 6), report=report)
+    assert report.drowned == pytest.approx(0.4, abs=0.01)
