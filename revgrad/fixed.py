@@ -154,6 +154,12 @@ class FixedArray:
             raise _overflow(f"{value!s} * {reals[bad]!s} is out of range", bad, self.fraction_bits)
         np.copyto(self.values, np.where(kept, 0, products).astype(np.int64), where=~kept)
 
+    @property
+    def largest(self) -> float:
+        """The largest magnitude, as a real number."""
+        ends = np.max(self.values, initial=0), np.min(self.values, initial=0)
+        return max(abs(int(end)) for end in ends) * 2.0**-self.fraction_bits
+
     def view(self, lo: int, hi: int) -> FixedArray:
         """Elements lo to hi, sharing memory."""
         return FixedArray(self.values[lo:hi], self.fraction_bits)
@@ -244,8 +250,8 @@ class FusedStep:
         Returns the cotangents found of what was read: a number for a number, a vector for Segments
         and vectors; what no statement reads is left out. A sum goes over blocks of FUSED_ELEMENTS
         from the start of each segment, and over these in order.
-        Raises: FixedOverflow, BufferEmpty, RatioRefused, with variables and buffers unchanged, but
-        cotangents not; NotFusible, only where there is a pull.
+        Raises: FixedOverflow with `target`, BufferEmpty, RatioRefused, with variables and buffers
+        unchanged if these are kept, but cotangents not; NotFusible, only where there is a pull.
         """
         ratios, emit, into = ratios or {}, emit or {}, into or {}
         bound = self._bound(reads, ratios, emit, into)
@@ -260,9 +266,14 @@ class FusedStep:
             self.variables[name].decode(out=out)
         return {}
 
-    def fused(self, reads: dict[str, Any], ratios: dict[str, Any] | None = None) -> bool:
+    def fused(
+        self,
+        reads: dict[str, Any],
+        ratios: dict[str, Any] | None = None,
+        into: dict[str, Reals] | None = None,
+    ) -> bool:
         """Whether `run` would go over memory once."""
-        return self._bound(reads, ratios or {}, {}) is not None
+        return self._bound(reads, ratios or {}, {}, into) is not None
 
     def _bound(
         self, reads: dict, ratios: dict, emit: dict, into: dict | None = None
@@ -328,6 +339,9 @@ class FusedStep:
         at, operation, element = refused
         done = bound.plan.owner[operation]
         error = self._error(self.statements[done], reads, bound, at, element)
+        error.target = self.statements[done].target
+        if not all(buffer.keep for buffer in self.buffers.values()):
+            raise error
         self._inverse(done).again(reads, ratios, at, at + 1)
         if self.undone:
             self._inverse().again(reads, ratios, at + 1, span[1])

@@ -103,12 +103,14 @@ class Spread:
     """How one optimizer hyperparameter spreads over the flat params: structure without values.
 
     every: per prefix leaf, None or the PerStep's `every`; owner: per param leaf, its prefix leaf.
+    scalar: one number for all; segmented: one for each param leaf.
     """
 
     name: str
     every: tuple
     owner: tuple
     scalar: bool
+    segmented: bool
 
     @classmethod
     def of(cls, name, tree, layout):
@@ -130,8 +132,9 @@ class Spread:
             ) from None
         for k, shape in zip(owner, layout.shapes, strict=True):
             _check_broadcast(name, shape_of(values[k])[every[k] is not None :], shape)
-        scalar = len(leaves) == 1 and not shape_of(values[0])[every[0] is not None :]
-        return cls(name, every, owner, scalar), values
+        shapes = [shape_of(v)[e is not None :] for v, e in zip(values, every, strict=True)]
+        scalar = len(leaves) == 1 and not shapes[0]
+        return cls(name, every, owner, scalar, not scalar and not any(shapes)), values
 
     @property
     def constant(self):
@@ -155,6 +158,18 @@ class Spread:
         for k, part in enumerate(layout.split(out)):
             part[...] = self.at_leaf(values, k, t)
         return out
+
+    def segments(self, values, t, dtype=np.float64):
+        """The value at step t for each param leaf, where it is segmented."""
+        pairs = zip(values, self.every, strict=True)
+        now = [v if e is None else v[t // e] for v, e in pairs]
+        return np.array([now[leaf] for leaf in self.owner], dtype)
+
+    def collect_segments(self, found, cts, t):
+        """Transpose of `segments`."""
+        totals = np.bincount(self.owner, cts, len(found))
+        for leaf, total in enumerate(totals):
+            found[leaf][self.slot(leaf, t)] += total
 
     def collect(self, found, ct, t, layout):
         """Transpose of `flat`: add a cotangent of it to those of the values, one add per leaf."""

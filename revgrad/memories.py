@@ -1,7 +1,7 @@
 """What an adjoint remembers of a run, and how it gets back to the earlier states from that.
 
-A memory is told of every state (`before`), says how many bytes it holds (`nbytes`), and supplies
-the steps' linearizations last first (`back`), as often as it is asked to.
+A memory is told of every state (`before`), says how many bytes it holds (`nbytes`), and goes
+through the steps last first (`back`), pulling cotangents, as often as it is asked to.
 """
 
 from collections import deque
@@ -36,7 +36,7 @@ class Nothing:
 
 
 class Digests:
-    """A digest now and then; the state itself holds the rest."""
+    """A digest of the start, a checksum now and then; the state itself holds the rest."""
 
     nbytes = 0
 
@@ -46,22 +46,26 @@ class Digests:
 
     def before(self, t, state):
         if t % self.every == 0:
-            self.digests[t] = state.digest()
+            self.digests[t] = self._look(t, state)
 
-    def back(self, state, steps):
-        """Linearizations of steps - 1, ..., 0, undoing each; checks the way at every digest."""
+    def back(self, state, steps, cts):
+        """Pull cts through steps - 1, ..., 0, undoing each; checks the way at every digest."""
         good = steps
         for t in reversed(range(steps)):
             try:
-                linearization = self.program.retreat(state, t)
+                leaves = self.program.retreat_and_pull(state, t, cts)
             except (BufferEmpty, FixedOverflow):
                 raise self._lost(t, good) from None
             if t in self.digests:
-                if state.digest() != self.digests[t]:
+                if self._look(t, state) != self.digests[t]:
                     raise self._lost(t, good, state)
                 good = t
-            yield t, linearization
+            yield t, leaves
         self.program.run.report.returned_exactly = True
+
+    @staticmethod
+    def _look(t, state):
+        return state.checksum() if t else state.digest()
 
     def _lost(self, first, last, state=None):
         run, report = self.program.run, self.program.run.report
@@ -97,9 +101,9 @@ class Copies:
     def before(self, t, state):
         self.copies.append(state.copy())
 
-    def back(self, _state, steps):
+    def back(self, _state, steps, cts):
         for t in reversed(range(steps)):
-            yield t, self.program.visit(self.copies[t].copy(), t)
+            yield t, self.program.visit_and_pull(self.copies[t], t, cts)
 
 
 class Last:
@@ -118,9 +122,9 @@ class Last:
         if t >= self.first:
             self.copies.append((t, state.copy()))
 
-    def back(self, _state, steps):
+    def back(self, _state, steps, cts):
         for t, copy in reversed(self.copies):
-            yield t, self.program.visit(copy.copy(), t)
+            yield t, self.program.visit_and_pull(copy, t, cts)
 
 
 class Snapshots:
@@ -147,11 +151,11 @@ class Snapshots:
     def _stride(self, steps):
         return stride(steps, self.count - len(self.kept) + 1)
 
-    def back(self, _state, steps):
+    def back(self, _state, steps, cts):
         for t in reversed(range(steps)):
             while self.kept[-1][0] > t:
                 self.kept.pop()
-            yield t, self.program.visit(self._state_at(t), t)
+            yield t, self.program.visit_and_pull(self._state_at(t), t, cts)
 
     def _state_at(self, t):
         """A copy of the state at step t, replayed from the snapshot before; keeps new ones."""

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from revgrad.errors import FixedOverflow, NotFinite, RatioRefused
-from revgrad.fixed import FixedArray, fraction_bits_for
+from revgrad.fixed import FixedArray, Segments, fraction_bits_for
 from revgrad.gradient import Gradient, GradientAndAux
+from revgrad.passes import NoPasses, Passes
 from revgrad.ratio import Ratio
 from revgrad.state import BUFFERS, State
 from revgrad.statements import Scale
@@ -63,6 +64,7 @@ class Program:
             if isinstance(s, Scale) and isinstance(s.by, str) and s.by not in self.ratios:
                 self._snap(s.by, s.above_one)
         self._constant, self.range_was_guessed, self.inspect = {}, False, None
+        self._passes, self._visited = None, None
         kind = Gradient if run.aux_layout is None else GradientAndAux
         self.gradient = kind(run, values)
 
@@ -152,20 +154,23 @@ class Program:
 
     def advance(self, state, t, first=None):
         """Take step t in place; returns (loss, aux). `first`: this step's gradient, if known."""
-        return self.advance_pointwise(state, t, first)[0]
+        value, g = self._first(first, state, t)
+        try:
+            if self._in_passes(state).advance(t, self.layout.native(g)):
+                return value
+        except FixedOverflow as error:
+            raise self._overflow(error, t, error.target, g) from None
+        self._one_by_one(state, t, value, g)
+        return value
 
     def advance_pointwise(self, state, t, first=None):
         """`advance`; returns ((loss, aux), the points of its statements in order, g)."""
-        value, g = first or self.gradient.value(self.layout.leaves(state.variables["params"]), t)
-        if not np.isfinite(value[0]):
-            raise NotFinite(
-                f"step {t}: the loss is {value[0]}. Use a smaller learning rate or clipping, or "
-                "look at this step's batch.",
-                step=t,
-            )
+        value, g = self._first(first, state, t)
+        return value, self._one_by_one(state, t, value, g), g
+
+    def _one_by_one(self, state, t, value, g):
+        """Execute the statements of step t; returns their points."""
         aux = None if self.run.aux_layout is None else self.run.flat_aux(value[1])
-        if self.inspect is not None:
-            self.inspect(t, state, g)
         step, done = Step(self, state, t, g, aux), []
         for s in self.statements:
             try:
@@ -175,7 +180,20 @@ class Program:
                 if isinstance(error, RatioRefused):
                     raise
                 raise self._overflow(error, t, s.target, g) from None
-        return value, done, g
+        return done
+
+    def _first(self, first, state, t):
+        """((loss, aux), g) at the start of step t, unless they are known."""
+        value, g = first or self.gradient.value(self.layout.leaves(state.variables["params"]), t)
+        if not np.isfinite(value[0]):
+            raise NotFinite(
+                f"step {t}: the loss is {value[0]}. Use a smaller learning rate or clipping, or "
+                "look at this step's batch.",
+                step=t,
+            )
+        if self.inspect is not None:
+            self.inspect(t, state, g)
+        return value, g
 
     def _overflow(self, error, t, target, g):
         if not np.all(np.isfinite(g)):
@@ -195,6 +213,62 @@ class Program:
             f"FixedPoint(fraction_bits={{{target!r}: ...}}) with fewer bits.",
             error.index,
         )
+
+    def retreat_and_pull(self, state, t, cotangents):
+        """Undo step t and pull cotangents through it, both in place; returns the params' leaves."""
+        passes = self._in_passes(state)
+        if passes.can_pull(t, passes.last_undo):
+            return self._pulled(passes.retreat, t, cotangents)
+        linearization = self.retreat(state, t)
+        self.pull(linearization, t, cotangents)
+        return linearization.leaves
+
+    def visit_and_pull(self, state, t, cotangents):
+        """Pull cotangents in place through step t from a state, which stays as it is."""
+        if self._visited is None:
+            self._visited = state.copy()
+        else:
+            self._visited.load(state)
+        passes = self._in_passes(self._visited)
+        if passes.can_pull(t, passes.again):
+            return self._pulled(passes.visit, t, cotangents)
+        linearization = self.visit(self._visited, t)
+        self.pull(linearization, t, cotangents)
+        return linearization.leaves
+
+    def _in_passes(self, state):
+        if self._passes is None or self._passes.state is not state:
+            make = NoPasses if self.run.aux_layout else Passes
+            self._passes = make(self, state)
+        return self._passes
+
+    def _pulled(self, move, t, cotangents):
+        """Move through step t in passes, collecting cotangents; returns the params' leaves."""
+
+        def gradient(leaves):
+            g, pull = self.gradient.with_pullback(leaves, t)
+            return self.layout.native(g), pull
+
+        with np.errstate(over="ignore", invalid="ignore"):
+            leaves, (g, pull_gradient), found = move(t, cotangents.variables, gradient)
+            if "g_norm" in found:
+                of_norm = pull_norm(g.astype(np.float64, copy=False), found.pop("g_norm"))
+                found["g"] = found.get("g", 0.0) + of_norm
+            if "g" in found:
+                self._collect_gradient(cotangents, t, *pull_gradient(found.pop("g")))
+            for name, ct in found.items():
+                spread, leaves_found = self.run.spreads[name], cotangents.optimizer[name]
+                if spread.segmented:
+                    spread.collect_segments(leaves_found, ct, t)
+                else:
+                    spread.collect(leaves_found, ct, t, self.layout)
+        return leaves
+
+    def _collect_gradient(self, cotangents, t, ct_params, ct_hyper):
+        params = cotangents.variables["params"]
+        np.add(params, ct_params, out=params)
+        for total, ct, every in zip(cotangents.hyper, ct_hyper, self.run.hyper_every, strict=True):
+            total[... if every is None else t // every] += ct
 
     def retreat(self, state, t):
         """Undo step t in place; returns its linearization, for `pull`."""
@@ -228,12 +302,7 @@ class Program:
         if found.keys() & {"g", "aux"}:
             ct_g = np.broadcast_to(found.pop("g", 0.0), self.layout.size)
             of_aux = (found.pop("aux"),) if "aux" in found else ()
-            ct_params, ct_hyper = linearization.pull_gradient(ct_g, *of_aux)
-            cotangents.variables["params"] = cotangents.variables["params"] + ct_params
-            for total, ct, every in zip(
-                cotangents.hyper, ct_hyper, self.run.hyper_every, strict=True
-            ):
-                total[... if every is None else t // every] += ct
+            self._collect_gradient(cotangents, t, *linearization.pull_gradient(ct_g, *of_aux))
         for name, ct in found.items():
             layout = self.run.layout_of(name)
             self.run.spreads[name].collect(cotangents.optimizer[name], ct, t, layout)
@@ -305,6 +374,35 @@ class Program:
         spread, values = self.run.spreads[name], self.optimizer_values[name]
         layout = self.run.layout_of(name)
         return self._once(name, spread.constant, lambda: spread.flat(values, t, layout))
+
+    def hyper_at(self, name, t):
+        """An optimizer hyperparameter at step t for `Passes`: a number, Segments or a vector."""
+        spread, values = self.run.spreads[name], self.optimizer_values[name]
+        if not spread.segmented:
+            return self.hyper_value(name, t)
+        make = lambda: Segments(spread.segments(values, t))
+        return self._once(("segments", name), spread.constant, make)
+
+    def ratio_at(self, statement, reads, t):
+        """The ratio of a Scale at step t, or Segments of them; None: there is none."""
+        by, constant = statement.by, self._is_constant(statement)
+        if by in self.ratios and self.run.spreads[by].segmented:
+            make = lambda: self._segmented_ratio(by, t)
+            return self._once(("segmented", by), constant, make)
+        own = {} if statement.literal else {name: reads[name] for name in statement.reads}
+        if not any(isinstance(x, Segments) for x in own.values()):
+            return self.factor(statement, own, t)[0]
+        flat = {k: x.values if isinstance(x, Segments) else x for k, x in own.items()}
+        if any(np.ndim(flat[k]) and not isinstance(own[k], Segments) for k in own):
+            return self.factor(statement, self._hyper_reads(statement, t), t)[0]
+        make = lambda: self._made_factor(statement, flat, t)
+        ratio, _ = self._once(("factors", id(statement)), constant, make)
+        return ratio and Segments(ratio)
+
+    def _segmented_ratio(self, name, t):
+        parts = self.ratios[name]
+        n, d = (self.run.spreads[name].segments(part, t, np.int64) for part in parts)
+        return Segments(Ratio(n, d))
 
     def factor(self, statement, reads, t):
         """(Ratio or None, float) of a Scale; None: no ratio, a rounding scale must do."""

@@ -66,6 +66,10 @@ class Layout:
             part[...] = leaf
         return flat
 
+    def native(self, flat):
+        """A flat vector in the leaves' dtype, if they have one."""
+        return flat.astype(self.dtypes[0], copy=False) if len(set(self.dtypes)) == 1 else flat
+
     def zeros(self):
         """Leaves of zeros."""
         return [np.zeros(*kind) for kind in zip(self.shapes, self.dtypes, strict=True)]
@@ -98,6 +102,20 @@ class State:
             {k: x.copy() for k, x in self.variables.items()},
             {k: b.copy() for k, b in self.buffers.items()},
         )
+
+    def load(self, other):
+        """Become a copy of a state of the same run, in the memory that is there."""
+        for name, x in self.variables.items():
+            np.copyto(x.values, other.variables[name].values)
+        for name, buffer in self.buffers.items():
+            buffer.restore(other.buffers[name].snapshot())
+
+    def checksum(self):
+        """Numbers that differ where integers or heads do, unless changes cancel; cheap."""
+        parts = [x.values for x in self.variables.values()]
+        parts += [b.heads for b in self.buffers.values() if hasattr(b, "heads")]
+        words = [b.words if hasattr(b, "words") else b.bits for b in self.buffers.values()]
+        return words, [(np.add.reduce(x), np.bitwise_xor.reduce(x)) for x in parts]
 
     def digest(self):
         """Bytes that differ whenever an integer, a head or a word does."""

@@ -85,14 +85,17 @@ def backwards(program, memory, state, steps, ct_variables, ct_watched=None):
     run.report.growth, run.report.replays, every = [], 0, every_so_often(run.steps)
     _check_finite(run, cts, steps)
     state, t = state.copy(), 0
-    for t, linearization in memory.back(state, steps):
-        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
-            if (t + 1) % every == 0:
-                run.report.growth.append((t + 1, float(np.linalg.norm(cts.variables["params"]))))
-            program.pull(linearization, t, cts)
-            if ct_watched is not None:
-                _pull_watch(program, linearization, t, cts, ct_watched[t])
+    note = lambda at: (
+        at % every == 0
+        and run.report.growth.append((at, float(np.linalg.norm(cts.variables["params"]))))
+    )
+    note(steps)
+    for t, leaves in memory.back(state, steps, cts):
+        if ct_watched is not None:
+            _pull_watch(program, leaves, t, cts, ct_watched[t])
         _check_finite(run, cts, t)
+        if t:
+            note(t)
     if t > 0:  # truncated: what came before counts as given
         cts.variables = {name: np.zeros_like(ct) for name, ct in cts.variables.items()}
     _check_sums(program, cts)
@@ -100,8 +103,8 @@ def backwards(program, memory, state, steps, ct_variables, ct_watched=None):
     return cts
 
 
-def _pull_watch(program, linearization, t, cts, ct):
-    _, g = watch_slope(program.run, t, linearization.leaves)
+def _pull_watch(program, leaves, t, cts, ct):
+    _, g = watch_slope(program.run, t, leaves)
     cts.variables["params"] = cts.variables["params"] + ct * program.layout.join(g)
 
 
@@ -148,8 +151,7 @@ class Survey:
     def look(self, t, state):
         if t % self.every == 0:
             for name, x in state.variables.items():
-                seen = float(np.max(np.abs(x.decode()), initial=0.0))
-                self.largest[name] = max(seen, self.largest.get(name, 0.0))
+                self.largest[name] = max(x.largest, self.largest.get(name, 0.0))
 
     def report(self, program, state, steps):
         self.look(0, state)

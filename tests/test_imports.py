@@ -37,6 +37,7 @@ MIDDLE = (
     "recording",
     "gradient",
     "step",
+    "passes",
     "snapshots",
     "program",
     "noise",

@@ -388,13 +388,18 @@ def test_a_statement_forgotten_or_undone_out_of_order_is_caught(check, failure, 
 
 
 def drop_a_head(monkeypatch, call=4):
-    divide, calls = InformationBuffer.divide, count()
+    divide, lend, calls = InformationBuffer.divide, InformationBuffer.lend, count()
 
     def faulty(self, x, ratio, lo=0):
         divide(self, x, ratio, lo)
         self.heads[0] ^= next(calls) == call
 
+    def faulty_in_passes(self, elements, popping):
+        self.heads[0] ^= popping and next(calls) == call
+        return lend(self, elements, popping)
+
     monkeypatch.setattr(InformationBuffer, "divide", faulty)
+    monkeypatch.setattr(InformationBuffer, "lend", faulty_in_passes)
 
 
 def drop_a_head_at_the_end(monkeypatch):
@@ -403,15 +408,12 @@ def drop_a_head_at_the_end(monkeypatch):
 
 
 def drop_a_word(monkeypatch):
-    multiply = InformationBuffer.multiply
+    take_back = InformationBuffer.take_back
 
-    def faulty(self, x, ratio, lo=0):
-        before = self.words
-        multiply(self, x, ratio, lo)
-        if before == 0:
-            self._tail.count = 0
+    def faulty(self, count):
+        take_back(self, count if self.words else 0)
 
-    monkeypatch.setattr(InformationBuffer, "multiply", faulty)
+    monkeypatch.setattr(InformationBuffer, "take_back", faulty)
 
 
 def drop_a_digit(monkeypatch):

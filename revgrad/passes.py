@@ -1,0 +1,135 @@
+"""A step of a program in passes over memory: one forwards, two back, the second with its pull-back.
+
+The bits of the state are those of one statement after the other. Where blocks cannot do what the
+statements say, `prepare` gives None and the program goes statement by statement.
+"""
+
+import numpy as np
+
+from revgrad.fixed import FusedStep
+from revgrad.statements import OF_LOSS, Scale, global_norm
+from revgrad.step import Point, pull_function
+
+
+class Passes:
+    """The steps of one program on one state, whose integers they change in place."""
+
+    def __init__(self, program, state):
+        self.program, self.state, self.layout = program, state, program.layout
+        statements = program.statements
+        order = [statements[i] for i in program.order or range(len(statements))[::-1]]
+        first = 1 + max((k for k, s in enumerate(order) if s.target == "params"), default=-1)
+        kinds = set(self.layout.dtypes)
+        self.dtype = kinds.pop() if len(kinds) == 1 else np.dtype(np.float64)
+        self.before, self.names = order[:first], {x for s in statements for x in _reads(s)}
+        self.takes_g = any("g" in s.reads for s in order)
+        early = not any(OF_LOSS & {*s.reads} for s in self.before)
+        self.apart = early and all(map(_stays, order, [order[k + 1 : first] for k in range(first)]))
+        bound = {"variables": state.variables, "buffers": state.buffers}
+        bound["segments"] = self.layout.ends[1:]
+        self.forward = FusedStep(statements, **bound)
+        self.first_undo = FusedStep(self.before, undone=True, **bound)
+        pulled = {"pulled": order, "pull": _pull}
+        self.last_undo = FusedStep(order[first:], undone=True, **pulled, **bound)
+        self.again = FusedStep(statements, **pulled, **bound)
+
+    def advance(self, t, g):
+        """Take step t. Returns False, with nothing done, where blocks cannot."""
+        reads, ratios = self._at(t, g)
+        if ratios is None or not self.forward.fused(reads, ratios):
+            return False
+        self.forward.run(reads, ratios)
+        return True
+
+    def can_pull(self, t, step):
+        """Whether `retreat` (step: last_undo) or `visit` (step: again) can do step t."""
+        reads, ratios = self._at(t, np.empty(self.layout.size, self.dtype))
+        into = {"g": reads["g"]} if self.takes_g else {}
+        return self.apart and ratios is not None and step.fused(reads, ratios, into)
+
+    def retreat(self, t, cotangents, gradient):
+        """Undo step t and pull cotangents back through its statements.
+
+        gradient(leaves) -> (flat g, ...). Returns (leaves at the start of the step, what gradient
+        returned, what was found: cotangents of what statements read, but the variables).
+        """
+        reads, ratios = self._at(t, None)
+        self.first_undo.run(*_of(self.before, reads, ratios))
+        leaves, known = self._linearize(gradient)
+        return leaves, known, self._pull(self.last_undo, t, known[0], cotangents)
+
+    def visit(self, t, cotangents, gradient):
+        """Take step t; returns what `retreat` does."""
+        leaves, known = self._linearize(gradient)
+        return leaves, known, self._pull(self.again, t, known[0], cotangents)
+
+    def _linearize(self, gradient):
+        leaves = self.layout.leaves(self.state.variables["params"])
+        return leaves, gradient(leaves)
+
+    def _pull(self, step, t, g, cotangents):
+        reads, ratios = self._at(t, g)
+        into = {"g": np.empty(self.layout.size, self.dtype)} if self.takes_g else {}
+        return step.run(reads, ratios, {}, cotangents, into)
+
+    def _at(self, t, g):
+        """(reads, ratios or None) of step t."""
+        program, reads = self.program, {}
+        for name in self.names - self.state.variables.keys():
+            if name in OF_LOSS:
+                if g is not None:
+                    reads[name] = g if name == "g" else _norm(g)
+            elif name == "t":
+                reads[name] = program.run.first_t + t + 1
+            else:
+                reads[name] = program.hyper_at(name, t)
+        ratios = {}
+        for s in program.statements:
+            if isinstance(s, Scale):
+                ratio = program.ratio_at(s, reads, t)
+                if ratio is None:
+                    return reads, None
+                ratios[s.target] = ratio
+        return reads, ratios
+
+
+def _stays(s, after):
+    """Whether what the pull-back through s needs is still there when `after` are undone too."""
+    needs = {*s.reads, s.target} if isinstance(s, Scale) else {*s.reads}
+    return not any(other.target in needs for other in after)
+
+
+def _norm(g):
+    return global_norm([g.astype(np.float64, copy=False)])
+
+
+def _reads(s):
+    return () if isinstance(s, Scale) and s.literal else s.reads
+
+
+def _of(statements, reads, ratios):
+    """Those of some statements alone."""
+    names = {x for s in statements for x in _reads(s)}
+    targets = {s.target for s in statements if isinstance(s, Scale)}
+    return {k: x for k, x in reads.items() if k in names}, {
+        k: x for k, x in ratios.items() if k in targets
+    }
+
+
+def _pull(function, reads, ct):
+    return pull_function(function, Point(None, reads), ct) if callable(function) else []
+
+
+class NoPasses:
+    """Of a program whose statements are about two vectors of their own lengths, params and aux."""
+
+    last_undo = again = None
+
+    def __init__(self, _program, state):
+        self.state = state
+
+    def advance(self, t, g):
+        return False
+
+    def can_pull(self, t, step):
+        return False
