@@ -8,8 +8,9 @@
 Every contestant has a process of its own, told to run by this one: a round is one run of each, so
 that what disturbs the machine hits all alike. Ratios are of times in one round; the bracket is
 their 10th to 90th percentile. Values are compared before times are taken: the hypergradient's
-relative error is that against the first contestant, of the same dtype. Building, compiling and the
-first run are not counted but stated. "/ JAX" is by the better of JAX's two, "/ plain" by the
+relative error is that against the first contestant, of the same dtype, after at most as many steps
+as rounding lets the runs stay together (`compared` in peers/problems.py). Building, compiling and
+the first run are not counted but stated. "/ JAX" is by the better of JAX's two, "/ plain" by the
 fastest loop that only trains, both in median. Peaks are of one run, above what its process held
 before it. Everything in it gets --threads cores (default: all). See `peers` for the contestants and
 `peers/problems.py` for the problems.

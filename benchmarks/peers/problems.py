@@ -23,10 +23,12 @@ class Problem:
 
     data has "x" and "y" (the rows minibatches are taken from) and "fx" and "fy" (what the final
     loss is of). per_step: whether learning rate and momentum are learned per step and leaf.
+    compared: steps after which values are compared, in longer runs too: contestants round
+    differently, which in the end decides the way a run takes at the kinks of relu and max.
     """
 
     rate, momentum, examples, size, per_step, steps = 1.0, 0.9, 10_000, None, False, 100
-    shared_names: tuple = ()
+    compared = 100
 
     def __init__(self, steps=None, dtype="float32"):
         self.steps, self.dtype = steps or type(self).steps, np.dtype(dtype)
@@ -184,7 +186,7 @@ class Images(Problem):
 class LeNet(Problem):
     """LeNet, batch 128; rate and momentum per step and leaf: 2,000. Final loss of 1,000 images."""
 
-    per_step, size, rate, momentum = True, 128, 0.1, 0.9
+    per_step, size, rate, momentum, compared = True, 128, 0.1, 0.9, 20
 
     def make(self):
         split, final = mnist(self.dtype, self.examples, 1000)

@@ -117,11 +117,13 @@ def first(name, problem, steps, dtype, threads):
         run()
     before = held()
     value, gradient = run()
-    seconds = time.perf_counter() - began
+    found = {"peak": peak() - before, "build": time.perf_counter() - began}
+    if steps > PROBLEMS[problem].compared:
+        short = PROBLEMS[problem](PROBLEMS[problem].compared, dtype)
+        value, gradient = module.build(short, name)()
     parts = [np.asarray(gradient[k], np.float64).ravel() for k in sorted(gradient)]
     vector = np.concatenate(parts) if parts else None
-    found = {"value": float(value), "gradient": vector, "build": seconds}
-    return found | {"peak": peak() - before}, run
+    return found | {"value": float(value), "gradient": vector}, run
 
 
 def held():
