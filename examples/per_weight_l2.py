@@ -10,6 +10,7 @@ all weights, found by the same loop.
     python examples/per_weight_l2.py --break          one gradient wrong by one ulp on the way back
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isqrt, log2
 from time import perf_counter
@@ -111,9 +112,7 @@ def show(rows):
 def main(s):
     problem, rows = Problem(s), {}
     each = start = np.full(problem.start["weights"].shape, s.log_penalty)
-    if s.fault:  # the loss is called once to look at it, once per step, and again on the way back
-        problem.loss = planted_fault(penalised_loss, call=1 + s.steps + s.steps // 2, leaf=1)
-    else:
+    if not s.fault:
         shared, each = problem.learn(np.float64(s.log_penalty)), problem.learn(start)
         found = {"start": start, "one shared": shared, "one per weight": each}
         rows = {name: problem.row(log_penalty) for name, log_penalty in found.items()}
@@ -121,7 +120,9 @@ def main(s):
         change, shape = (each - start).T, (isqrt(len(each)),) * 2  # 0 where it does not matter
         axes = plots.per_weight_maps(change, shape, label="log(learned / initial penalty)")
         axes[0].figure.savefig(s.picture, dpi=150, bbox_inches="tight")
-    facts = problem.facts(each)
+    fault = planted_fault(s.steps // 2 - 1, leaf=1) if s.fault else nullcontext()
+    with fault:
+        facts = problem.facts(each)
     for name, value in facts.items():
         print(f"{name:>32}: {value if isinstance(value, str) else format(value, ',.7g')}")
     return {"rows": rows, **facts}

@@ -140,24 +140,27 @@ def test_libraries_loaded_after_the_first_run_are_pinned_too():
 # In training.
 
 
-def run(loss=loss, report=None, **options):
+def run(loss=loss, report=None, batches=None, **options):
+    batches = batches or batches_of(3).__getitem__
     return lambda p: rg.train(
-        loss, p, rg.Momentum(0.2), batches_of(3), hyper=hyper_of(), report=report, **options
+        loss, p, rg.Momentum(0.2), batches, steps=3, hyper=hyper_of(), report=report, **options
     )
 
 
 def noting(seen):
-    def loss_and_note(params, hyper, batch):
-        seen.append(blas.threads())
-        return loss(params, hyper, batch)
+    batches = batches_of(3)
 
-    return loss_and_note
+    def batch_and_note(t):
+        seen.append(blas.threads())
+        return batches[t]
+
+    return batch_and_note
 
 
 def test_a_run_is_reversed_with_the_threads_it_had():
     seen, report = [], rg.Report()
     with threadpool_limits(1, user_api="blas"):
-        out, pullback = rg.vjp(run(noting(seen), report), params_of())
+        out, pullback = rg.vjp(run(batches=noting(seen), report=report), params_of())
     assert set(seen) == {1} and report.blas_threads == 1 and blas.threads() == 2
     seen.clear()
     report.blas_threads = 2  # a report is for reading
@@ -175,15 +178,15 @@ def test_a_run_is_not_reversed_under_another_pin():
 
 @pytest.mark.parametrize("at", [1, 3, 4, 5])
 def test_a_run_that_fails_leaves_no_pin(at):
-    calls = iter(range(100))
+    calls, batches = iter(range(100)), batches_of(3)
 
-    def failing(params, hyper, batch):
+    def failing(t):
         if next(calls) == at:
             raise KeyError("mine")
-        return loss(params, hyper, batch)
+        return batches[t]
 
     with pytest.raises(KeyError, match="mine"):
-        rg.vjp(run(failing), params_of())[1](params_of())
+        rg.vjp(run(batches=failing), params_of())[1](params_of())
 
 
 def test_runs_inside_of_runs_and_beside_them():
