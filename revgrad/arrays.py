@@ -270,9 +270,8 @@ class ArrayBox(Box):
 
 
 _INSTEAD = {
-    "flatten": "write np.ravel(x)",
     "fill": "write np.where(True, value, x)",
-    "sort": "write x[np.argsort(x)]",
+    "sort": "write np.sort(x), or x[np.argsort(x)]",
 }
 
 

@@ -212,6 +212,13 @@ METHODS = {
     "astype": lambda x: x.astype(np.float32),
     "astype without copy": lambda x: x.astype("float64", copy=False),
     "copy": lambda x: x.copy(),
+    "flatten": lambda x: x.flatten(),
+    "prod": lambda x: x.prod(axis=0),
+    "cumsum": lambda x: x.cumsum(1),
+    "cumprod": lambda x: x.cumprod(axis=0),
+    "repeat": lambda x: x.repeat(2, axis=1),
+    "diagonal": lambda x: x.diagonal(1),
+    "real": lambda x: x.real,
 }
 
 
