@@ -149,8 +149,8 @@ def _flat(f, form):
 class Entry:
     """One recording, and a replay of it per thread, as buffers are not shared."""
 
-    def __init__(self, flat, leaves):
-        self.local = threading.local()
+    def __init__(self, flat, leaves, *, borrow=False):
+        self.local, self.borrow = threading.local(), borrow
         self.program = with_open_captures(flat, lambda flat: self._record(flat, leaves))
         self.fused = fuse(self.program.instructions, self.program.outputs)
         forget(self.program.instructions, self.program.inputs)
@@ -164,7 +164,8 @@ class Entry:
 
     def replay(self):
         if not hasattr(self.local, "replay"):
-            self.local.replay = Replay([self.program.inputs], [self.fused], [self.program.outputs])
+            parts = [self.program.inputs], [self.fused], [self.program.outputs]
+            self.local.replay = Replay(*parts, borrow=self.borrow)
         return self.local.replay
 
 

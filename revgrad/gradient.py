@@ -37,7 +37,7 @@ class Gradient:
             self.recordings = recordings(self.f, run.loss, *form)
 
     def value(self, leaves, t):
-        """((loss, aux), flat gradient) at step t."""
+        """((loss, aux), flat gradient in `layout.dtype`) at step t."""
         args, recording = self._at(leaves, t)
         if recording is None:
             (value, aux), g = value_and_grad(self.f, has_aux=True)(*args)
@@ -104,7 +104,7 @@ class Gradient:
     def _flat(self, g, *values):
         if any(isinstance(x, Box) for x in (*g, *values)):
             raise ClosureError(CLOSURE)
-        return self.layout.join(g)
+        return self.layout.join(g, self.layout.dtype)
 
 
 class GradientAndAux(Gradient):

@@ -8,7 +8,7 @@ import numpy as np
 
 from revgrad.fixed import FusedStep
 from revgrad.statements import OF_LOSS, Scale, global_norm
-from revgrad.step import Point, pull_function
+from revgrad.step import Point, pull_function, wide
 
 
 class Passes:
@@ -16,11 +16,11 @@ class Passes:
 
     def __init__(self, program, state):
         self.program, self.state, self.layout = program, state, program.layout
+        self.latest = (None, {}, None)
         statements = program.statements
         order = [statements[i] for i in program.order or range(len(statements))[::-1]]
         first = 1 + max((k for k, s in enumerate(order) if s.target == "params"), default=-1)
-        kinds = set(self.layout.dtypes)
-        self.dtype = kinds.pop() if len(kinds) == 1 else np.dtype(np.float64)
+        self.dtype = self.layout.dtype
         self.before, self.names = order[:first], {x for s in statements for x in _reads(s)}
         self.takes_g = any("g" in s.reads for s in order)
         early = not any(OF_LOSS & {*s.reads} for s in self.before)
@@ -74,15 +74,20 @@ class Passes:
 
     def _at(self, t, g):
         """(reads, ratios or None) of step t."""
+        if self.latest[0] != t:
+            self.latest = t, *self._of_hyper(t)
+        _, reads, ratios = self.latest
+        of_g = {} if g is None else {"g": g}
+        if g is not None and "g_norm" in self.names:
+            of_g["g_norm"] = global_norm([wide(g)])
+        return {**reads, **{k: x for k, x in of_g.items() if k in self.names}}, ratios
+
+    def _of_hyper(self, t):
+        """(reads, ratios or None) of step t, but for what is of the loss."""
         program, reads = self.program, {}
-        for name in self.names - self.state.variables.keys():
-            if name in OF_LOSS:
-                if g is not None:
-                    reads[name] = g if name == "g" else _norm(g)
-            elif name == "t":
-                reads[name] = program.run.first_t + t + 1
-            else:
-                reads[name] = program.hyper_at(name, t)
+        for name in self.names - self.state.variables.keys() - OF_LOSS:
+            now = program.run.first_t + t + 1
+            reads[name] = now if name == "t" else program.hyper_at(name, t)
         ratios = {}
         for s in program.statements:
             if isinstance(s, Scale):
@@ -97,10 +102,6 @@ def _stays(s, after):
     """Whether what the pull-back through s needs is still there when `after` are undone too."""
     needs = {*s.reads, s.target} if isinstance(s, Scale) else {*s.reads}
     return not any(other.target in needs for other in after)
-
-
-def _norm(g):
-    return global_norm([g.astype(np.float64, copy=False)])
 
 
 def _reads(s):

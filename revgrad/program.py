@@ -20,7 +20,7 @@ from revgrad.passes import NoPasses, Passes
 from revgrad.ratio import Ratio
 from revgrad.state import BUFFERS, State
 from revgrad.statements import Scale
-from revgrad.step import Step, pull_add, pull_norm, pull_scale
+from revgrad.step import Step, pull_add, pull_norm, pull_scale, wide
 
 AT_MOST, SQUARES_AT_MOST = 60, 70  # fraction bits chosen for variables as large as g, and as g^2
 LOOKS = 32  # at about how many steps a factor that varies is looked at, for a report
@@ -156,7 +156,7 @@ class Program:
         """Take step t in place; returns (loss, aux). `first`: this step's gradient, if known."""
         value, g = self._first(first, state, t)
         try:
-            if self._in_passes(state).advance(t, self.layout.native(g)):
+            if self._in_passes(state).advance(t, g):
                 return value
         except FixedOverflow as error:
             raise self._overflow(error, t, error.target, g) from None
@@ -166,7 +166,7 @@ class Program:
     def advance_pointwise(self, state, t, first=None):
         """`advance`; returns ((loss, aux), the points of its statements in order, g)."""
         value, g = self._first(first, state, t)
-        return value, self._one_by_one(state, t, value, g), g
+        return value, self._one_by_one(state, t, value, g), wide(g)
 
     def _one_by_one(self, state, t, value, g):
         """Execute the statements of step t; returns their points."""
@@ -192,7 +192,7 @@ class Program:
                 step=t,
             )
         if self.inspect is not None:
-            self.inspect(t, state, g)
+            self.inspect(t, state, wide(g))
         return value, g
 
     def _overflow(self, error, t, target, g):
@@ -246,13 +246,12 @@ class Program:
         """Move through step t in passes, collecting cotangents; returns the params' leaves."""
 
         def gradient(leaves):
-            g, pull = self.gradient.with_pullback(leaves, t)
-            return self.layout.native(g), pull
+            return self.gradient.with_pullback(leaves, t)
 
         with np.errstate(over="ignore", invalid="ignore"):
             leaves, (g, pull_gradient), found = move(t, cotangents.variables, gradient)
             if "g_norm" in found:
-                of_norm = pull_norm(g.astype(np.float64, copy=False), found.pop("g_norm"))
+                of_norm = pull_norm(wide(g), found.pop("g_norm"))
                 found["g"] = found.get("g", 0.0) + of_norm
             if "g" in found:
                 self._collect_gradient(cotangents, t, *pull_gradient(found.pop("g")))

@@ -31,14 +31,17 @@ def recordings(f, loss, *form):
 
 
 class Recordings:
-    """Of one f(params leaves, hyper leaves, batch) -> (scalar, aux), by signature."""
+    """Of one f(params leaves, hyper leaves, batch) -> (scalar, aux), by signature.
+
+    The leaves of params have the same shapes and dtypes at every call, in C order.
+    """
 
     def __init__(self, f):
         self.f, self.found = f, OrderedDict()
 
     def get(self, *args):
         """The Recording for such arguments, or None where only the tape will do."""
-        leaves, tree = optree.tree_flatten(args)
+        leaves, tree = optree.tree_flatten(args[1:])
         if any(isinstance(x, Box) for x in leaves):
             return None
         key = tree, tuple(signature(x) if is_dynamic(x) else (type(x), x) for x in leaves)
@@ -68,11 +71,14 @@ def _same(a, b):
 
 
 class Recording:
-    """Two programs: value and gradient, for the way forward; gradient and products, for back."""
+    """Two programs: value and gradient, for the way forward; gradient and products, for back.
+
+    What they return, but for loss and aux, is overwritten by the next call.
+    """
 
     def __init__(self, f, args):
         leaves, self.tree = optree.tree_flatten(args)
-        self.f, self.args, self.products = f, args, None
+        self.f, self.products = f, None
         self.dynamic = [k for k, x in enumerate(leaves) if is_dynamic(x)]
         self.leaves = [None if is_dynamic(x) else x for x in leaves]
 
@@ -80,7 +86,7 @@ class Recording:
             (value, aux), g = value_and_grad(f, has_aux=True)(*self._arguments(boxes))
             return optree.tree_flatten((value, aux, g))
 
-        self.program = Entry(flat, self._inputs(args))
+        self.program = Entry(flat, self._inputs(args), borrow=True)
 
     def _arguments(self, inputs):
         leaves = list(self.leaves)
@@ -95,7 +101,8 @@ class Recording:
     def value(self, *args):
         """(loss, aux, leaves of the gradient)."""
         out = self.program.replay().run[0](*self._inputs(args))
-        return optree.tree_unflatten(self.program.out_tree, out)
+        value, aux, g = optree.tree_unflatten(self.program.out_tree, out)
+        return value, optree.tree_map(np.copy, aux), g
 
     def with_products(self, *args):
         """(g, direction -> [H direction, its product with d2L/dhyper dparams]); leaves all."""
@@ -106,6 +113,8 @@ class Recording:
 
             params, hyper, _ = args
             rest = self._inputs(args)[len(params) + len(hyper) :]
-            self.products = gradient_with_products(loss, list(params), list(hyper), *rest)
+            self.products = gradient_with_products(
+                loss, list(params), list(hyper), *rest, borrow=True
+            )
         g, then = self.products.start(self._inputs(args))
         return g, then

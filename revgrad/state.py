@@ -59,16 +59,18 @@ class Layout:
         spans = zip(self.ends, self.ends[1:], self.shapes, strict=False)
         return [flat[lo:hi].reshape(shape) for lo, hi, shape in spans]
 
-    def join(self, leaves):
-        """One float64 vector from leaves."""
-        flat = np.empty(self.size)
+    def join(self, leaves, dtype=np.float64):
+        """One vector from leaves."""
+        flat = np.empty(self.size, dtype)
         for part, leaf in zip(self.split(flat), leaves, strict=True):
             part[...] = leaf
         return flat
 
-    def native(self, flat):
-        """A flat vector in the leaves' dtype, if they have one."""
-        return flat.astype(self.dtypes[0], copy=False) if len(set(self.dtypes)) == 1 else flat
+    @property
+    def dtype(self):
+        """The dtype that all leaves have, or float64."""
+        kinds = set(self.dtypes)
+        return kinds.pop() if len(kinds) == 1 else np.dtype(np.float64)
 
     def zeros(self):
         """Leaves of zeros."""

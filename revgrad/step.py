@@ -19,18 +19,24 @@ class Point:
     factor: Any = None
 
 
+def wide(g):
+    """A gradient as statements read it, in float64."""
+    return None if g is None else g.astype(np.float64, copy=False)
+
+
 class Step:
     """The values that the statements of step t read, decoded once each."""
 
     def __init__(self, program, state, t, g=None, aux=None):
-        self.program, self.state, self.t, self.g, self.aux = program, state, t, g, aux
+        self.program, self.state, self.t, self.g, self.aux = program, state, t, wide(g), aux
         self.decoded, self.at_start = {}, None
 
     def linearized_gradient(self):
         """(params leaves, pull-back of g) at the params as they are now; sets g."""
         if self.at_start is None:
             leaves = self.program.layout.leaves(self.state.variables["params"])
-            self.g, *aux, pull = self.program.gradient.with_pullback(leaves, self.t)
+            g, *aux, pull = self.program.gradient.with_pullback(leaves, self.t)
+            self.g = wide(g)
             self.aux = aux[0] if aux else None
             self.at_start = leaves, pull
         return self.at_start
