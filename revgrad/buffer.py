@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import os
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from gmpy2 import log2, mpz
 
+from revgrad import files
 from revgrad._ext import kernel
 from revgrad._ext.reference import LOW, Stuck, empty_buffer
 from revgrad.errors import BufferEmpty, FixedOverflow, RatioRefused
@@ -29,6 +29,7 @@ from revgrad.ratio import Ratio
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
 Heads: TypeAlias = npt.NDArray[np.uint32]
+Parts: TypeAlias = tuple[dict[str, int], list[tuple[str, str, int]], Iterable[bytes]]
 
 CHUNK = 2**16  # elements per kernel call, so that state, heads and words stay in cache
 SEALED = 2**19  # words in each sealed segment
@@ -442,35 +443,46 @@ class InformationBuffer:
         twin.restore(self.snapshot())
         return twin
 
-    def save(self, path: Any) -> None:
-        """Write the buffer to a file, in the safetensors layout; a crash leaves the old or the new.
-
-        Raises: OSError.
-        """
-        state = {
+    def parts(self) -> Parts:
+        """What a file keeps: see `rebuilt`."""
+        facts = {
             "dropped": self._dropped, "lent": int(self._tail.lent), "keep": int(self.keep),
             "borrowed": self._tail.borrowed,
         }  # fmt: skip
         held = 2 * (self._tail.segments * SEALED + self._tail.count)
         heads = self.heads.astype("<u4").tobytes()
-        _save(path, state, [("heads", "U32", len(heads)), ("words", "U16", held)],
-              itertools.chain([heads], self._tail.pieces()))  # fmt: skip
+        tensors = [("heads", "U32", len(heads)), ("words", "U16", held)]
+        return facts, tensors, itertools.chain([heads], self._tail.pieces())
+
+    @classmethod
+    def rebuilt(
+        cls, facts: dict, pieces: Any, *, memory_limit: int | None = None, directory: Any = None
+    ) -> InformationBuffer:
+        """The buffer of which these are the parts; pieces(name, most) yields a tensor's bytes."""
+        buffer = cls(0, memory_limit=memory_limit, directory=directory)
+        heads = b"".join(pieces("heads", 2**20))
+        buffer.heads = np.frombuffer(heads, "<u4").astype(np.uint32)
+        for piece in pieces("words", 2 * CHUNK):
+            buffer._tail.push(np.frombuffer(piece, "<u2").astype(np.uint16))
+        buffer.keep, buffer._tail.lent = bool(facts["keep"]), bool(facts["lent"])
+        buffer._dropped, buffer._tail.borrowed = facts["dropped"], facts["borrowed"]
+        return buffer
+
+    def save(self, path: Any) -> None:
+        """Write the buffer to a file, in the safetensors layout; a crash leaves the old or the new.
+
+        Raises: OSError.
+        """
+        files.write(path, FORMAT, *self.parts())
 
     @classmethod
     def load(
         cls, path: Any, *, memory_limit: int | None = None, directory: Any = None
     ) -> InformationBuffer:
         """The buffer that was saved. Raises: ValueError for a file with any byte changed."""
-        with _Saved(path, ("heads", "words")) as file:
-            buffer = cls(0, memory_limit=memory_limit, directory=directory)
-            buffer.heads = np.frombuffer(file.read("heads"), "<u4").astype(np.uint32)
-            for piece in file.pieces("words", 2 * CHUNK):
-                buffer._tail.push(np.frombuffer(piece, "<u2").astype(np.uint16))
-            file.finish()
-            buffer.keep, buffer._tail.lent = bool(file.state["keep"]), bool(file.state["lent"])
-            buffer._dropped = file.state["dropped"]
-            buffer._tail.borrowed = file.state["borrowed"]
-        return buffer
+        with files.Reader(path, FORMAT, ("heads", "words")) as file:
+            limits = {"memory_limit": memory_limit, "directory": directory}
+            return cls.rebuilt(file.facts, file.pieces, **limits)
 
 
 class BignumBuffer:
@@ -546,131 +558,35 @@ class BignumBuffer:
         twin.restore(self._digits)
         return twin
 
-    def save(self, path: Any) -> None:
-        """Write the buffer to a file, as InformationBuffer.save does. Raises: OSError."""
+    def parts(self) -> Parts:
+        """What a file keeps: see `rebuilt`."""
         lengths = [(digits.bit_length() + 7) // 8 for digits in self._digits]
         content = [np.array(lengths, "<i8").tobytes()]
         content += [b.to_bytes(k, "little") for b, k in zip(self._digits, lengths, strict=True)]
         tensors = [("lengths", "I64", 8 * len(lengths)), ("digits", "U8", sum(lengths))]
-        _save(path, {"keep": int(self.keep)}, tensors, content)
+        return {"keep": int(self.keep)}, tensors, content
+
+    @classmethod
+    def rebuilt(cls, facts: dict, pieces: Any) -> BignumBuffer:
+        """The buffer of which these are the parts; pieces(name, most) yields a tensor's bytes."""
+        lengths = np.frombuffer(b"".join(pieces("lengths", 2**20)), "<i8").tolist()
+        digits = io.BytesIO(b"".join(pieces("digits", 2**20)))
+        buffer = cls(0, keep=bool(facts["keep"]))
+        buffer._digits = [mpz.from_bytes(digits.read(max(k, 0)), "little") for k in lengths]
+        return buffer
+
+    def save(self, path: Any) -> None:
+        """Write the buffer to a file, as InformationBuffer.save does. Raises: OSError."""
+        files.write(path, FORMAT, *self.parts())
 
     @classmethod
     def load(cls, path: Any) -> BignumBuffer:
         """The buffer that was saved. Raises: ValueError for a file with any byte changed."""
-        with _Saved(path, ("lengths", "digits")) as file:
-            lengths = np.frombuffer(file.read("lengths"), "<i8").tolist()
-            digits = io.BytesIO(file.read("digits"))
-            file.finish()
-            buffer = cls(0, keep=bool(file.state["keep"]))
-            buffer._digits = [mpz.from_bytes(digits.read(k), "little") for k in lengths]
-        return buffer
+        with files.Reader(path, FORMAT, ("lengths", "digits")) as file:
+            return cls.rebuilt(file.facts, file.pieces)
 
 
 FORMAT = "revgrad buffer 1"
-CHECKSUM = 16  # bytes
-ITEM = {"U32": 4, "U16": 2, "U8": 1, "I64": 8}
-
-
-def _header(state: dict[str, int], tensors: list[tuple[str, str, int]], checksum: str) -> bytes:
-    """The safetensors header: its length, and JSON padded to a multiple of 8 bytes."""
-    metadata = {"format": FORMAT, "checksum": checksum, "state": json.dumps(state, sort_keys=True)}
-    entries: dict[str, Any] = {"__metadata__": metadata}
-    at = 0
-    for name, kind, length in tensors:
-        shape, offsets = [length // ITEM[kind]], [at, at + length]
-        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": offsets}
-        at += length
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _save(
-    path: Any, state: dict[str, int], tensors: list[tuple[str, str, int]], content: Iterable[bytes]
-) -> None:
-    """Write header and content beside `path`, move them there; the checksum covers every byte."""
-    folder, name = os.path.split(os.path.abspath(path))
-    unsigned = _header(state, tensors, "0" * 2 * CHECKSUM)
-    digest = blake2b(unsigned, digest_size=CHECKSUM)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", delete=False) as file:
-        try:
-            file.write(unsigned)
-            for piece in content:
-                digest.update(piece)
-                file.write(piece)
-            file.seek(0)
-            file.write(_header(state, tensors, digest.hexdigest()))
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
-class _Saved:
-    """A saved buffer that is being read; nothing in it is trusted before `finish`."""
-
-    def __init__(self, path: Any, names: tuple[str, ...]) -> None:
-        self.path, self._file = path, open(path, "rb")  # noqa: SIM115 closed by __exit__
-        try:
-            self._read_header(names, os.fstat(self._file.fileno()).st_size)
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            self._file.close()
-            raise self._refusal("its header is not one of revgrad's") from error
-
-    def _read_header(self, names: tuple[str, ...], size: int) -> None:
-        length = int.from_bytes(self._file.read(8), "little")
-        if not 0 < length <= min(size - 8, 2**16):
-            raise ValueError(length)
-        entries = json.loads(self._file.read(length))
-        metadata = entries["__metadata__"]
-        self.checksum, self.state = metadata["checksum"], json.loads(metadata["state"])
-        self.lengths: dict[str, int] = {}
-        tensors = []
-        for name in names:
-            lo, hi = entries[name]["data_offsets"]
-            self.lengths[name] = hi - lo
-            tensors.append((name, entries[name]["dtype"], hi - lo))
-        if sum(self.lengths.values()) != size - 8 - length or min(self.lengths.values()) < 0:
-            raise ValueError("length")
-        # what is read is what this release writes, to the byte
-        self._file.seek(0)
-        if self._file.read(8 + length) != _header(self.state, tensors, self.checksum):
-            raise ValueError("header")
-        self._digest = blake2b(
-            _header(self.state, tensors, "0" * 2 * CHECKSUM), digest_size=CHECKSUM
-        )
-
-    def read(self, name: str) -> bytes:
-        return b"".join(self.pieces(name, 2**20))
-
-    def pieces(self, name: str, most: int) -> Iterator[bytes]:
-        left = self.lengths[name]
-        while left:
-            piece = self._file.read(min(left, most))
-            if not piece:
-                raise self._refusal("it ends too early")
-            left -= len(piece)
-            self._digest.update(piece)
-            yield piece
-
-    def finish(self) -> None:
-        """Raises: ValueError unless every byte is as it was written."""
-        if self._digest.hexdigest() != self.checksum:
-            raise self._refusal("its checksum does not match")
-
-    def _refusal(self, why: str) -> ValueError:
-        return ValueError(
-            f"{self.path} is damaged or no saved buffer ({FORMAT}): {why}; "
-            "load an intact copy with the release that wrote it."
-        )
-
-    def __enter__(self) -> _Saved:
-        return self
-
-    def __exit__(self, *_error: Any) -> None:
-        self._file.close()
 
 
 def _check_kept(keep: bool) -> None:

@@ -40,6 +40,15 @@ class NotConverged(RevgradError, ArithmeticError):
     """
 
 
+class NotResumed(RevgradError, ValueError):
+    """A save file is damaged, or belongs to another run than the one that was to go on.
+
+    The message says what differs: a hyperparameter, the loss or data (found by the gradient of the
+    saved step), the number of BLAS threads, the processor. Cure: call with what the run was begun
+    with, or delete the file.
+    """
+
+
 class BufferEmpty(RevgradError):
     """More was asked of an information buffer than was ever put in.
 

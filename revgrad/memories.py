@@ -29,9 +29,12 @@ def state_bytes(state):
 class Nothing:
     """The memory of a run that nobody will differentiate through its steps."""
 
-    nbytes = 0
+    nbytes, digests = 0, {}
 
     def before(self, t, state):
+        pass
+
+    def take_up(self, facts):
         pass
 
 
@@ -47,6 +50,10 @@ class Digests:
     def before(self, t, state):
         if t % self.every == 0:
             self.digests[t] = self._look(t, state)
+
+    def take_up(self, facts):
+        """Go on from what a save file says."""
+        self.digests = {int(t): bytes.fromhex(x) for t, x in facts["digests"].items()}
 
     def back(self, state, steps, cts):
         """Pull cts through steps - 1, ..., 0, undoing each; checks the way at every digest."""
@@ -134,6 +141,8 @@ class Snapshots:
     the run from there. So k states and the one at work are held at any time.
     """
 
+    digests = {}  # noqa: RUF012 there are none
+
     def __init__(self, program, count):
         self.program, self.count = program, count
         self.kept, self.next = [], 0  # (step, state), earliest first; where the next one is due
@@ -147,6 +156,10 @@ class Snapshots:
             self.kept.append((t, state.copy()))
             # the way back begins at the end, whose use counts as a step
             self.next = t + self._stride(self.program.run.steps + 1 - t)
+
+    def take_up(self, facts):
+        """Go on from step t with the snapshot of the start: those between are made if needed."""
+        self.next = facts["t"] if len(self.kept) < self.count else self.program.run.steps
 
     def _stride(self, steps):
         return stride(steps, self.count - len(self.kept) + 1)

@@ -11,8 +11,9 @@ from tqdm import tqdm
 from revgrad.errors import StopRun
 from revgrad.hyper import Spread, resolve, whole_number
 from revgrad.optimizers import Adam, Optimizer
+from revgrad.search_log import SearchLog
 from revgrad.state import Layout
-from revgrad.transforms import flatten_floats, value_and_grad, zeros_like
+from revgrad.transforms import flatten_floats, in_kind, value_and_grad, zeros_like
 
 
 @dataclass
@@ -42,6 +43,7 @@ def minimize(
     has_aux=False,
     progress=True,
     callback=None,
+    save=None,
 ):
     """Step an optimizer on a hyperloss, by its gradient, `until` that step; returns a Minimum.
 
@@ -52,15 +54,21 @@ def minimize(
     optimizer: any of revgrad's, in float arithmetic; default Adam(0.04).
     stop(values) -> True ends the loop; so does StopRun from callback(step, metrics), which gets
     "value", "hyper", "gradient" and "aux". progress: a progress bar with the current value.
-    Raises: ValueError where the hyperloss or its gradient is not finite, with the step; what
-    hyperloss raises, and Ctrl-C. What ends the loop so carries the steps taken before it, as a
+    save: a path: a search that was killed is taken up by the same call, at the step it was in, and
+    ends with the same bits; that step's gradient is computed again and must be the same. Removed
+    at the end. Where the hyperloss saves its own runs, let each step have a file of its own.
+    Raises: NotResumed; ValueError where the hyperloss or its gradient is not finite, with the step;
+    what hyperloss raises, and Ctrl-C. What ends the loop so carries the steps taken before it, as a
     Minimum in its attribute `minimum`.
     """
     optimizer = Adam(0.04) if optimizer is None else optimizer
     _check_arguments(hyperloss, optimizer, stop, callback)
     until = whole_number(until, "until", 0)
     found = hyper0 if isinstance(hyper0, Minimum) else Minimum(hyper0)
-    evaluate, update = _evaluator(hyperloss, has_aux), _updater(optimizer, found, until)
+    evaluate, spreads = _evaluator(hyperloss, has_aux), _spreads(optimizer, found.hyper, until)
+    update = _updater(optimizer, found, spreads)
+    log = None if save is None else SearchLog(save, optimizer, spreads, found.hyper)
+    found = _taken_up(log, found)
     steps = range(len(found.values), until)
     with tqdm(
         steps, disable=not progress, desc="hyperloss", initial=steps.start, total=until
@@ -69,6 +77,12 @@ def minimize(
             try:
                 hyper = found.hyper
                 value, aux, gradient = evaluate(hyper, step)
+                if log is not None:
+                    trees = {"hyper": hyper} | {
+                        f"state {k}": x for k, x in (found.state or {}).items()
+                    }
+                    trees |= {} if found.best_hyper is None else {"best": found.best_hyper}
+                    log.save(step, trees, found.values, (value, gradient))
                 found = _after(found, value, aux, *update(found, gradient, step))
                 bar.set_postfix_str(f"{value:.4f}")
                 metrics = {"value": value, "hyper": hyper, "gradient": gradient, "aux": aux}
@@ -77,7 +91,20 @@ def minimize(
             except BaseException as error:  # Ctrl-C too: hours of outer steps must not be lost
                 error.minimum = found
                 raise
+    if log is not None:
+        log.remove()
     return found
+
+
+def _taken_up(log, found):
+    """The Minimum that a save file holds, or `found` where there is none."""
+    read = log and log.load()
+    if not read:
+        return found
+    trees, values = read
+    state = {k.removeprefix("state "): x for k, x in trees.items() if k.startswith("state ")}
+    best = {"best_hyper": trees.get("best"), "best_value": min(values, default=np.inf)}
+    return Minimum(trees["hyper"], values, state=state or None, **best)
 
 
 def _check_arguments(hyperloss, optimizer, stop, callback):
@@ -106,18 +133,21 @@ def _evaluator(hyperloss, has_aux):
     return evaluate
 
 
-def _updater(optimizer, start, until):
-    """(found, gradient, step) -> the hyper tree and the optimizer's state after that step."""
-    leaves, tree = flatten_floats(start.hyper, "hyper0")
+def _spreads(optimizer, hyper, until):
+    """Name -> (Spread, values) of the optimizer's hyperparameters over the hyper tree."""
+    leaves, tree = flatten_floats(hyper, "hyper0")
     if not leaves:
-        raise TypeError(
-            f"hyper0 is {start.hyper!r}, which holds no number; there is nothing to tune."
-        )
+        raise TypeError(f"hyper0 is {hyper!r}, which holds no number; there is nothing to tune.")
     layout = Layout(leaves, tree)
-    spreads = {
+    return {
         k: Spread.of(f"{optimizer.name}({k}=...)", resolve(v, until), layout)
         for k, v in optimizer.hyper.items()
     }
+
+
+def _updater(optimizer, start, spreads):
+    """(found, gradient, step) -> the hyper tree and the optimizer's state after that step."""
+    likes, tree = optree.tree_flatten(start.hyper)
     if start.state is not None and start.state.keys() != set(optimizer.variables):
         raise TypeError(
             f"hyper0 was found by an optimizer with variables {sorted(start.state)}, "
@@ -141,6 +171,10 @@ def _updater(optimizer, start, until):
             at_step(step),
             step + 1,
         )
+        now = {
+            k: [in_kind(x, like) for x, like in zip(xs, likes, strict=True)]
+            for k, xs in now.items()
+        }
         after = {name: optree.tree_unflatten(tree, x) for name, x in now.items()}
         return after.pop("params"), after
 

@@ -117,7 +117,8 @@ class State:
         parts = [x.values for x in self.variables.values()]
         parts += [b.heads for b in self.buffers.values() if hasattr(b, "heads")]
         words = [b.words if hasattr(b, "words") else b.bits for b in self.buffers.values()]
-        return words, [(np.add.reduce(x), np.bitwise_xor.reduce(x)) for x in parts]
+        sums = [f(x) for x in parts for f in (np.add.reduce, np.bitwise_xor.reduce)]
+        return b"".join(int(x).to_bytes(16, "little", signed=True) for x in (*words, *sums))
 
     def digest(self):
         """Bytes that differ whenever an integer, a head or a word does."""
@@ -132,6 +133,13 @@ class Cotangents:
     variables: dict  # variable -> flat vector
     optimizer: dict  # hyperparameter -> list of arrays like its values
     hyper: list  # one array per leaf of the loss's hyper
+
+    def copy(self):
+        return Cotangents(
+            {k: x.copy() for k, x in self.variables.items()},
+            {k: [x.copy() for x in xs] for k, xs in self.optimizer.items()},
+            [x.copy() for x in self.hyper],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +161,7 @@ class Run:
     callback: Any
     arithmetic: FixedPoint
     report: Any
+    saving: Any  # None, or resume.Saving
     outcome: dict  # "steps": how many were taken
     aux_layout: Any = None  # of the loss's aux, where a statement reads it
 

@@ -11,25 +11,36 @@ from revgrad.gradient import CLOSURE
 from revgrad.memories import Nothing, every_so_often
 from revgrad.noise import NoiseWatch
 from revgrad.program import Program
+from revgrad.resume import Log
 from revgrad.state import Cotangents
 from revgrad.tape import Box
 from revgrad.transforms import value_and_grad
 
 
 def forwards(adjoint, run, values, *, remember):
-    """Train; returns (program, memory, final state, steps taken, watched values).
+    """Train; returns (program, memory, final state, steps taken, watched values, log).
 
-    remember: whether a pull-back may follow.
+    remember: whether a pull-back may follow. log: that of the save file, or None.
     """
     began, report = perf_counter(), run.report
     keep = adjoint.keep and remember
     program = Program(run, values, exact=adjoint.exact, keep=keep)
     state, first = program.start()
     memory = adjoint.remember(program) if remember else Nothing()
-    watched, survey, steps = [], Survey(run, program), run.steps
-    for t in range(run.steps):
+    watched, survey, steps, begin = [], Survey(run, program), run.steps, 0
+    log = Log(program, adjoint, remember) if run.saving and run.steps else None
+    if log and (found := log.load(state)):
+        memory.before(0, state)
+        facts, state, watched = found
+        memory.take_up(facts)
+        survey.largest |= facts["largest"]
+        steps, first = facts["steps"], None
+        begin = run.steps if facts["ended"] else facts["t"]
+    for t in range(begin, run.steps):
         memory.before(t, state)
         survey.look(t, state)
+        if log and log.due(t):
+            first = log.forwards(t, steps, state, memory, watched, survey.largest, first)
         if run.watch is not None:
             leaves = run.layout.leaves(state.variables["params"])
             watched.append(watched_plainly(run, t, leaves))
@@ -38,11 +49,15 @@ def forwards(adjoint, run, values, *, remember):
         if run.callback is not None and stops(run, t, loss, aux):
             steps = t + 1
             break
+    if log and not remember:
+        log.remove()
+    elif log and begin < run.steps:
+        log.forwards(steps, steps, state, memory, watched, survey.largest)
     run.outcome["steps"] = steps
     survey.report(program, state, steps)
     report.bytes_kept = memory.nbytes + keep * sum(b.nbytes for b in state.buffers.values())
     report.watched, report.seconds = list(watched), perf_counter() - began
-    return program, memory, state, steps, watched
+    return program, memory, state, steps, watched, log
 
 
 def stops(run, t, loss, aux):
@@ -70,37 +85,63 @@ def watched_plainly(run, t, leaves):
     return float(x)
 
 
-def backwards(program, memory, state, steps, ct_variables, ct_watched=None):
+def backwards(done, ct_variables, ct_watched=None):
     """Pull cotangents of the final variables back to the start; returns Cotangents.
 
-    Works on a copy of the state, so it may be called again.
+    done: what `forwards` returned. Works on a copy of the state, so it may be called again.
     Raises: NotFinite, with step and leaf; what the memory raises.
     """
+    program, memory, final, steps, watched, log = done
     began, run = perf_counter(), program.run
     cts = Cotangents(
         ct_variables,
         {k: [np.zeros(v.shape) for v in vs] for k, vs in program.optimizer_values.items()},
         [np.zeros(np.shape(x)) for x in program.values.hyper],
     )
-    run.report.growth, run.report.replays, every = [], 0, every_so_often(run.steps)
-    _check_finite(run, cts, steps)
-    state, t = state.copy(), 0
-    note = lambda at: (
-        at % every == 0
-        and run.report.growth.append((at, float(np.linalg.norm(cts.variables["params"]))))
-    )
-    note(steps)
-    for t, leaves in memory.back(state, steps, cts):
+    run.report.growth, run.report.replays = [], 0
+    end, state = steps, final.copy()
+    if log:
+        end, state, cts = _taken_up(log, program, end, state, cts, ct_watched)
+    _check_finite(run, cts, end)
+    if not run.report.growth:
+        _note(run, cts, end)
+    t = 0
+    for t, leaves in memory.back(state, end, cts):
         if ct_watched is not None:
             _pull_watch(program, leaves, t, cts, ct_watched[t])
         _check_finite(run, cts, t)
         if t:
-            note(t)
+            _note(run, cts, t)
+        if log and log.due(t):
+            log.backwards(t, steps, final, state, leaves, memory, cts, watched)
     if t > 0:  # truncated: what came before counts as given
         cts.variables = {name: np.zeros_like(ct) for name, ct in cts.variables.items()}
     _check_sums(program, cts)
+    if log:
+        log.remove()
     run.report.seconds_back = perf_counter() - began
     return cts
+
+
+def _note(run, cts, t):
+    """Keep the norm of the cotangent of the params now and then."""
+    if t % every_so_often(run.steps) == 0:
+        run.report.growth.append((t, float(np.linalg.norm(cts.variables["params"]))))
+
+
+def _taken_up(log, program, steps, state, cts, ct_watched):
+    """Where the way back begins: (step, state, cotangents), those of the save file if they fit."""
+    pending, found = log.pending, log.begin_back(cts.variables, ct_watched)
+    if found:
+        report = program.run.report
+        report.growth, report.replays = list(found.growth), found.replays
+        state = state if found.state is None else found.state.copy()
+        return found.t, state, found.cotangents.copy()
+    if pending and pending.state is not None:  # other cotangents: to the end once more
+        state = pending.state.copy()
+        for t in range(pending.t, steps):
+            program.advance(state, t)
+    return steps, state, cts
 
 
 def _pull_watch(program, leaves, t, cts, ct):

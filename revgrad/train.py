@@ -1,5 +1,6 @@
 """The door: check what came, take it apart, and be a primitive of the tape."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -18,6 +19,7 @@ from revgrad.hyper import HyperTree, Spread, is_per_step, resolve, whole_number
 from revgrad.implicit import pull_optimum
 from revgrad.record import Record
 from revgrad.report import Report
+from revgrad.resume import Saving
 from revgrad.rules.row import cast, dtype_of
 from revgrad.state import Cotangents, FixedPoint, Layout, Run, Values
 from revgrad.statements import Optimizer
@@ -45,6 +47,8 @@ def train(
     callback=None,
     report=None,
     arithmetic=None,
+    save=None,
+    save_every=None,
 ):
     """Train, differentiably: returns the trained params, a tree like `params`.
 
@@ -61,6 +65,10 @@ def train(
         differentiable vector with return_watched=True.
     callback(step, metrics): after each step; metrics has "loss" and "aux"; raising `StopRun` ends
         the run there. report: a `Report` to be filled. arithmetic: a `FixedPoint`.
+    save: a path: a run that was killed, on the way there or back, is taken up by the same call and
+        ends with the same bits. Saved every `save_every` steps (default: every 30 seconds), and
+        removed when the run is over: once trained, or if it is traced, once pulled back through.
+        For Reversible() and Checkpointed(k), which keeps no snapshots there and makes them anew.
     Returns trained, or a tuple (trained[, state][, watched]) as asked.
 
     Differentiable in params, state, every optimizer hyperparameter and hyper. The integers of a
@@ -89,11 +97,16 @@ def train(
         first_t=first_t, layout=layout, spreads=spreads, hyper_tree=hyper_tree,
         hyper_every=hyper_every, watch=watch if return_watched else _untraced(watch),
         watch_moves=return_watched,
-        callback=callback, report=report, arithmetic=arithmetic, outcome={"warm": [*warm]},
-        aux_layout=layouts.get("aux"),
+        callback=callback, report=report, arithmetic=arithmetic, aux_layout=layouts.get("aux"),
+        saving=_check_save(save, save_every), outcome={"warm": [*warm]},
     )  # fmt: skip
     adjoint = _chosen(adjoint, run, values)
     adjoint.check(optimizer)
+    if save is not None and not adjoint.saves:
+        raise ValueError(
+            f"save={str(save)!r} with {adjoint!r}: a run can be taken up with Reversible() and "
+            "Checkpointed(k) alone."
+        )
     if isinstance(adjoint, Unrolled):
         trained, variables, watched = unroll(run, values)
     else:
@@ -144,7 +157,7 @@ def _chosen(adjoint, run, values):
     """The adjoint; said in the report, with why, where the choice was left to revgrad."""
     why = ""
     if isinstance(adjoint, str):
-        adjoint, why = choose(run, values)
+        adjoint, why = choose(run, values, saved=run.saving is not None)
     run.report.adjoint = f"{adjoint!r}, chosen because {why}" if why else repr(adjoint)
     return adjoint
 
@@ -158,6 +171,17 @@ def _check_arithmetic(arithmetic, optimizer):
             f"{sorted(known)}."
         )
     return arithmetic
+
+
+def _check_save(save, every):
+    if save is None:
+        if every is not None:
+            raise ValueError(f"save_every={every!r} without save=; pass a path to save to.")
+        return None
+    folder = os.path.dirname(os.path.abspath(save))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"save={str(save)!r}: there is no folder {folder}; make it first.")
+    return Saving(save, every if every is None else whole_number(every, "save_every", 1))
 
 
 def _check_batches(batches, steps):
@@ -330,8 +354,8 @@ def _forwards(flat, run, adjoint, treedef, *, remember):
     values = Values(*optree.tree_unflatten(treedef, flat))
     with blas.pinned() as threads:
         run.report.blas_threads = threads
-        done = *forwards(adjoint, run, values, remember=remember), threads
-    return _leaves_out(run, done[2], done[4]), done
+        done = forwards(adjoint, run, values, remember=remember)
+    return _leaves_out(run, done[2], done[4]), (done, threads)
 
 
 def _leaves_out(run, state, watched):
@@ -360,8 +384,8 @@ def _stage(wanted, flat, static):
 
 def _stage_back(wanted, flat, run, adjoint, treedef):
     """Run forwards, and prepare the way back."""
-    out, done = _forwards(flat, run, adjoint, treedef, remember=True)
-    program, memory, state, steps, watched, threads = done
+    out, (done, threads) = _forwards(flat, run, adjoint, treedef, remember=True)
+    program, _, state, _, watched, _ = done
 
     def pullback(cts):
         variables, ct_watched = _read_cotangents(run, cts, watched)
@@ -369,7 +393,7 @@ def _stage_back(wanted, flat, run, adjoint, treedef):
             if isinstance(adjoint, Implicit):
                 found = _pull_optimum(adjoint, program, state, cts, variables)
             else:
-                found = backwards(program, memory, state, steps, variables, ct_watched)
+                found = backwards(done, variables, ct_watched)
         leaves = optree.tree_leaves(_cotangent_tree(run, program, found))
         return _like(leaves, wanted, flat)
 

@@ -25,7 +25,7 @@ REALS = (
     "linear_map",
     "custom",
 )
-INTEGERS = ("_ext", "ratio", "buffer", "fixed")
+INTEGERS = ("_ext", "ratio", "files", "buffer", "fixed")
 MIDDLE = (
     "blas",
     "report",
@@ -45,10 +45,12 @@ MIDDLE = (
     "implicit",
     "adjoints",
     "choice",
+    "resume",
     "sweeps",
     "unrolled",
     "tangents",
     "train",
+    "search_log",
 )
 TOP = ("constraints", "online", "outer", "diagnose", "nn", "data", "interop", "plots", "scipy")
 DOOR = ("extend", "testing", "__init__", "__main__")
