@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 import revgrad as rg
-from revgrad import optimizers
-from revgrad.optimizers import Optimizer
+from revgrad import optimizers, wrappers
+from revgrad.extend import Optimizer, Wrapper
 
 PAGE = Path(__file__).parent / "adjoints.md"
 BEGIN, END = "<!-- begin: docs/make_adjoints.py -->\n", "<!-- end -->\n"
@@ -32,26 +32,33 @@ ADJOINTS = (
 
 
 def kinds():
-    """Optimizer classes in the order of their definition."""
-    found = [
-        x
-        for x in vars(optimizers).values()
-        if inspect.isclass(x) and issubclass(x, Optimizer) and x is not Optimizer
-    ]
-    return sorted(found, key=lambda kind: inspect.getsourcelines(kind)[1])
+    """Optimizer classes in the order of their definition, then wrappers."""
+    found = []
+    for module in (optimizers, wrappers):
+        own = [
+            x
+            for x in vars(module).values()
+            if inspect.isclass(x) and x.__module__ == module.__name__
+        ]
+        own = [x for x in own if issubclass(x, Optimizer) and x is not Wrapper]
+        found += sorted(own, key=lambda kind: inspect.getsourcelines(kind)[1])
+    return found
 
 
 def made(kind):
-    """An instance with small values for what has no default."""
+    """An instance with small values for what has no default; wrappers are around Momentum."""
     given = inspect.signature(kind).parameters.values()
-    return kind(**{p.name: 0.1 for p in given if p.default is p.empty})
+    values = {p.name: 0.1 for p in given if p.default is p.empty}
+    return kind(**values | ({"optimizer": rg.Momentum(0.1)} if "optimizer" in values else {}))
 
 
 def entry(kind, adjoint):
     """What comes of a short run and its derivative with respect to hyper."""
     optimizer = made(kind)
+    aux = "aux" in optimizer.reads
+    loss = (lambda p, h, b: (bowl(p, h, b), p)) if aux else bowl
     train = lambda hyper: np.sum(
-        rg.train(bowl, np.ones(3), optimizer, [0.0] * 4, hyper=hyper, adjoint=adjoint)
+        rg.train(loss, np.ones(3), optimizer, [0.0] * 4, hyper=hyper, adjoint=adjoint, has_aux=aux)
     )
     try:
         rg.grad(train)(0.5)

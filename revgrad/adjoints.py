@@ -142,9 +142,10 @@ class Truncated:
 class Forward:
     """Carry the derivative along while training, a tangent per traced number. First order.
 
-    Needs no earlier states: memory and time grow with the number of traced numbers (about two plain
-    runs each), not with the steps. In forward mode (jvp, jacfwd) it carries the one direction. More
-    tangents than fit in `memory` are refused. Any optimizer, any real factor.
+    Needs no earlier states: memory and time grow with the number of traced numbers that `train`
+    is given (about two plain runs each), not with the steps. In forward mode (jvp, jacfwd) it
+    carries the one direction. More tangents than fit in `memory` are refused. Any optimizer that
+    does not read aux, any real factor.
     """
 
     memory: Any = "1GB"
@@ -154,7 +155,11 @@ class Forward:
         bytes_of(self.memory)
 
     def check(self, optimizer):
-        """Takes every optimizer."""
+        if "aux" in optimizer.reads:
+            raise TypeError(
+                f"Forward() has no tangents of the aux of the loss, which {optimizer.name} reads; "
+                "use adjoint=Reversible(), Checkpointed(20) or Stored()."
+            )
 
     def remember(self, program):
         return Nothing()

@@ -10,6 +10,7 @@ import optree
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_every_optimizer import ALL, settings_of
 from training import (
     Catching,
     batches_of,
@@ -784,6 +785,39 @@ def test_too_many_tangents_are_refused_with_advice():
     with pytest.raises(ValueError, match=message):
         rg.grad(hyperloss)(h)
     hyperloss(h)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_optimizer_under_the_adjoints(name):
+    """All that agree to the bit do, and tangents that ride along give the same numbers."""
+    optimizer = ALL[name]
+    loss, params, optimizer, batches, options = settings_of(optimizer)
+
+    def answer(adjoint, now):
+        trained, state = rg.train(
+            loss, now["params"], optimizer.with_hyper(now["optimizer"]), batches,
+            **options | {"hyper": now["hyper"]}, adjoint=adjoint, return_state=True,
+        )  # fmt: skip
+        return trained, {k: x for k, x in state.items() if k != "t"}
+
+    traced = {k: x for k, x in optimizer.hyper.items() if isinstance(x, float)}
+    start = {"params": params, "optimizer": traced, "hyper": options["hyper"]}
+    full = lambda adjoint, now: answer(
+        adjoint, now | {"optimizer": optimizer.hyper | now["optimizer"]}
+    )
+    stored = pulled(full, rg.Stored(), start)
+    assert bits(pulled(full, rg.Checkpointed(2), start)) == bits(stored)
+    if optimizer.reversible:
+        assert bits(pulled(full, rg.Reversible(), start)) == bits(stored)
+    if "aux" in optimizer.reads:
+        with pytest.raises(TypeError, match=r"^Forward\(\) has no tangents of the aux of the loss"):
+            full(rg.Forward(), start)
+        return
+    forward = pulled(full, rg.Forward(), start)
+    assert bits(forward[0]) == bits(stored[0])
+    for k in start:
+        a, b = flat(forward[1][k]), flat(stored[1][k])
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9 * np.max(np.abs(b), initial=0.0))
 
 
 # Truncated: the last steps alone.
