@@ -28,6 +28,7 @@ from training import (
 import revgrad as rg
 from revgrad import program as module
 from revgrad.passes import NoPasses
+from revgrad.snapshots import replays
 from revgrad.testing import check_reversible, planted_fault
 
 STEPS = 7
@@ -346,7 +347,7 @@ def jax():
     return jax
 
 
-JAX_STEPS = 50
+JAX_STEPS = 200
 
 
 def in_jax(jax, make):
@@ -394,8 +395,10 @@ def in_jax(jax, make):
 def jax_problem(make):
     """(start, batches, f(start, adjoint) -> trained, state)."""
     # ratios out of 2**16 would put Adam off by 1e-8, inside of its steps too
-    form_name = "per layer in decimals" if make is rg.Adam else "per layer"
-    start, _ = problem(make, form_name, steps=JAX_STEPS)
+    start, _ = problem(make, "per layer in decimals", steps=JAX_STEPS)
+    if make is rg.HeavyBall:  # whose velocity is 1 / (1 - 0.9) times the gradient
+        rates = start["optimizer"]["learning_rate"]
+        start["optimizer"]["learning_rate"] = {layer: x / 10 for layer, x in rates.items()}
     batches = batches_of(JAX_STEPS)
 
     def answer(now, adjoint=BACK[0]):
@@ -467,6 +470,54 @@ def test_jax_running_free_agrees(make, jax):
 
     expected = optree.tree_map(np.asarray, out_and_pulled(snapped(start), cotangents_like(out)))
     assert distance((out, found), expected) < 1e-9
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_difference_quotients_of_jax_agree(make, jax):
+    """Of what was watched nobody tells JAX: outputs alone, along one direction per part."""
+    start, batches, answer = jax_problem(make)
+    out, pullback = rg.vjp(answer, start)
+    found = pullback(cotangents_like(out))[0]
+    step = jax.jit(in_jax(jax, make))
+
+    def weighed(now):
+        params, state = now["params"], now["state"]
+        for t, batch in enumerate(batches):
+            params, state = step(params, state, now["optimizer"], now["hyper"], batch, t + 1.0)
+        return flat((params, state)) @ flat(cotangents_like(out))
+
+    at = snapped(start)
+    for part in start:
+        direction = optree.tree_map(
+            lambda x: np.cos(np.ones(np.shape(x)) + x) * np.abs(x), at[part]
+        )
+
+        def moved(size, part=part, direction=direction):
+            there = optree.tree_map(lambda x, d: x + size * d, at[part], direction)
+            return weighed(at | {part: there})
+
+        quotient = (moved(1e-5) - moved(-1e-5)) / 2e-5
+        assert flat(found[part]) @ flat(direction) == pytest.approx(quotient, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", OPTIMIZERS)
+@pytest.mark.parametrize("steps", [1_000, 10_000])
+def test_long_runs_agree_to_the_bit(make, steps):
+    batches, report = batches_of(50), rg.Report()
+
+    def hyperloss(now, adjoint):
+        optimizer = make(0.01 * now["rate"])
+        trained = rg.train(
+            loss, now["params"], optimizer, batches, steps=steps, hyper=now["hyper"],
+            adjoint=adjoint, report=report,
+        )  # fmt: skip
+        return validation_loss(trained)
+
+    start = {"params": params_of(), "rate": 1.0, "hyper": hyper_of()}
+    found = [rg.value_and_grad(hyperloss)(start, a) for a in (*BACK[:2], rg.Checkpointed(30))]
+    assert bits(found[0]) == bits(found[1]) == bits(found[2])
+    assert report.replays == replays(steps, 30)
 
 
 # Higher orders, and other modes.
