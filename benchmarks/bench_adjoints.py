@@ -1,18 +1,22 @@
-"""The adjoints on one problem: time, memory, bits; the paper's MLP on random data, float32.
+"""The adjoints on one problem: time, replays, memory, bits; the paper's MLP in float32.
 
-    python benchmarks/bench_adjoints.py [--quick] [--json PATH]
+    python benchmarks/bench_adjoints.py [--quick] [--json PATH] [--picture PATH]
 
+Seconds are of processor time with one BLAS thread, so that other work on the machine tells little.
 Every run has a process of its own, so that its peak memory is its own: the growth of the resident
-set above what the process held before training. `plain` trains without a pull-back.
+set above what the process held before training. `plain` trains without a pull-back. All derivatives
+are with respect to one number, the penalty. The second table is of 10^6 weights: how the peak grows
+between two lengths of the run, beside what the adjoint says it keeps.
 """
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 from itertools import pairwise
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 
@@ -20,7 +24,12 @@ import revgrad as rg
 from revgrad.nn import softmax_cross_entropy
 
 SIZES = (784, 50, 50, 50, 10)
-ADJOINTS = {"Reversible": rg.Reversible, "Stored": rg.Stored, "Unrolled": rg.Unrolled}
+NAMES = (
+    "plain", "Reversible()", "Stored()", "Checkpointed(20)", "Truncated(20)", "Forward()",
+    "Implicit", "Unrolled()",
+)  # fmt: skip
+EQUAL = ("Reversible()", "Stored()", "Checkpointed(20)")  # to the bit
+LARGE = ("Reversible()", "Checkpointed(20)")
 
 
 def loss(params, l2, batch):
@@ -41,70 +50,140 @@ def problem(batch=200, dtype=np.float32):
     return params, batches, (x, y)
 
 
+def bowl(params, l2, batch):
+    """A cheap loss of as many weights as one likes."""
+    return np.sum((params - batch) ** 2) / 2 + l2 * np.sum(params * params)
+
+
+def large_problem(weights):
+    params = np.linspace(-1, 1, weights, dtype=np.float32)
+    return params, lambda t: np.float32(t % 7 / 7), np.float32(0.5)
+
+
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def run(name, steps):
+def made(name, everything):
+    if name == "Implicit":  # training did not arrive: what counts here is what it costs
+        return rg.Implicit(loss, everything, rg.Neumann(0.1, 20, np.inf), tolerance=np.inf)
+    return eval("rg." + (name if name != "plain" else "Reversible()"))
+
+
+def run(name, steps, weights):
     """One hypergradient, or one plain run, in this process; prints what it took."""
-    params, batches, everything = problem()
-    report = rg.Report()
-    adjoint = ADJOINTS.get(name, rg.Reversible)()
+    f, (params, batches, everything) = (
+        (bowl, large_problem(weights)) if weights else (loss, problem())
+    )
+    report, adjoint = rg.Report(), made(name, everything)
 
-    def hyperloss(rate):
-        optimizer = rg.Momentum(rate, 0.9)
+    def hyperloss(l2):
         trained = rg.train(
-            loss,
-            params,
-            optimizer,
-            batches,
-            steps=steps,
-            hyper=1e-4,
-            adjoint=adjoint,
+            f, params, rg.Momentum(0.1, 0.9), batches, steps=steps, hyper=l2, adjoint=adjoint,
             report=report,
-        )
-        return loss(trained, 0.0, everything)
+        )  # fmt: skip
+        return f(trained, 0.0, everything)
 
-    rg.grad(lambda p: loss(p, 0.0, everything))(params)  # what everyone needs at the end
-    before, began = peak(), perf_counter()
-    slope = hyperloss(0.5) if name == "plain" else rg.grad(hyperloss)(0.5)
-    row = {"adjoint": name, "steps": steps, "seconds": perf_counter() - began}
-    row |= {"peak_mb": (peak() - before) / 2**20, "kept_mb": report.bytes_kept / 2**20}
+    rg.grad(lambda p: f(p, 0.0, everything))(params)  # what everyone needs at the end
+    before, began = peak(), process_time()
+    slope = hyperloss(1e-4) if name == "plain" else rg.grad(hyperloss)(1e-4)
+    row = {"adjoint": name, "steps": steps, "weights": report.weights}
+    row |= {"seconds": process_time() - began, "replays": report.replays}
+    row |= {"peak_mb": (peak() - before) / 1e6, "kept_mb": report.bytes_kept / 1e6}
     row |= {"bits": report.bits_per_weight_step, "result": float(slope).hex()}
     print(json.dumps(row))
+
+
+def in_a_process(name, steps, weights=0):
+    command = [sys.executable, __file__, "--run", name, str(steps), str(weights)]
+    alone = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+    out = subprocess.run(command, check=True, capture_output=True, text=True, env=alone).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+def compare(lengths):
+    rows, plain = [], None
+    print(
+        "| adjoint | steps | seconds | / plain | replays | peak MB above start | MB kept | bits |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for steps in lengths:
+        for name in NAMES:
+            row = in_a_process(name, steps)
+            plain = row["seconds"] if name == "plain" else plain
+            rows.append(row | {"over_plain": row["seconds"] / plain})
+            kept = row["bits"] if name in ("plain", "Reversible()") else 0.0
+            print(
+                f"| {name} | {steps} | {row['seconds']:.2f} | {row['seconds'] / plain:.2f} "
+                f"| {row['replays']} | {row['peak_mb']:.1f} | {row['kept_mb']:.2f} | {kept:.4f} |",
+                flush=True,
+            )
+    found = [
+        {r["result"] for r in rows if r["steps"] == t and r["adjoint"] in EQUAL} for t in lengths
+    ]
+    print(f"{', '.join(EQUAL)} agree to the bit:", all(len(results) == 1 for results in found))
+    return rows
+
+
+def compare_growth(weights, few, many):
+    rows = []
+    print(f"\n| adjoint, {weights:,} weights | peak grows MB | kept grows MB | ratio |")
+    print("|---|---|---|---|")
+    for name in LARGE:
+        short, long = in_a_process(name, few, weights), in_a_process(name, many, weights)
+        grown, kept = (long[k] - short[k] for k in ("peak_mb", "kept_mb"))
+        ratio = f"{grown / kept:.2f}" if kept > 0.1 else ""
+        print(f"| {name}, {few} to {many} steps | {grown:.1f} | {kept:.1f} | {ratio} |", flush=True)
+        rows += [short, long]
+    return rows
+
+
+def picture(rows, path):
+    import matplotlib.pyplot as plt
+
+    colours = dict(
+        zip(NAMES, ["0.5", *plt.rcParams["axes.prop_cycle"].by_key()["color"]], strict=False)
+    )
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for ax, key, label in zip(
+        axes,
+        ("peak_mb", "seconds"),
+        ("peak memory above the start, MB", "seconds of processor time"),
+        strict=True,
+    ):
+        for name in NAMES:
+            points = [(r["steps"], max(r[key], 1e-2)) for r in rows if r["adjoint"] == name]
+            style = "--" if name == "plain" else "-"
+            ax.loglog(
+                *zip(*points, strict=True), style, marker="o", ms=4, label=name, color=colours[name]
+            )
+        ax.set(xlabel="steps", ylabel=label)
+        ax.grid(alpha=0.3)
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(False)
+    axes[1].legend(frameon=False, fontsize=8, loc="upper left")
+    figure.savefig(path, dpi=120)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json")
-    parser.add_argument("--run", nargs=2)
+    parser.add_argument("--picture")
+    parser.add_argument("--run", nargs=3)
     options = parser.parse_args()
     if options.run:
-        run(options.run[0], int(options.run[1]))
+        name, steps, weights = options.run
+        run(name, int(steps), int(weights))
         return
-    rows, plain = [], None
-    print("| adjoint | steps | seconds | / plain | peak MB above start | MB kept | bits |")
-    print("|---|---|---|---|---|---|---|")
-    for steps in (20, 50) if options.quick else (100, 1000):
-        for name in ("plain", *ADJOINTS):
-            command = [sys.executable, __file__, "--run", name, str(steps)]
-            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            row = json.loads(out.splitlines()[-1])
-            plain = row["seconds"] if name == "plain" else plain
-            rows.append(row | {"over_plain": row["seconds"] / plain})
-            print(
-                f"| {name} | {steps} | {row['seconds']:.2f} | {row['seconds'] / plain:.2f} "
-                f"| {row['peak_mb']:.1f} | {row['kept_mb']:.2f} | {row['bits']:.4f} |"
-            )
-    same = {r["steps"]: set() for r in rows}
-    for r in rows:
-        if r["adjoint"] in ("Reversible", "Stored"):
-            same[r["steps"]].add(r["result"])
-    print("Reversible and Stored agree to the bit:", all(len(s) == 1 for s in same.values()))
+    rows = compare((20, 50) if options.quick else (50, 200, 1000))
+    large = (10**5, 20, 60) if options.quick else (10**6, 100, 2000)
+    growth = compare_growth(*large)
+    if options.picture:
+        picture(rows, options.picture)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(rows, file, indent=1)
+            json.dump({"problem": rows, "growth": growth}, file, indent=1)
 
 
 if __name__ == "__main__":
