@@ -13,7 +13,7 @@ class FixedOverflow(RevgradError, OverflowError):
     `index` is the position in the flat vector that was hit first.
     """
 
-    target = None  # the variable, where a step of several statements knows it
+    target: str | None = None  # the variable, where a step of several statements knows it
 
     def __init__(self, message, index=None):
         super().__init__(message)

@@ -339,7 +339,8 @@ class FusedStep:
         at, operation, element = refused
         done = bound.plan.owner[operation]
         error = self._error(self.statements[done], reads, bound, at, element)
-        error.target = self.statements[done].target
+        if isinstance(error, FixedOverflow):
+            error.target = self.statements[done].target
         if not all(buffer.keep for buffer in self.buffers.values()):
             raise error
         self._inverse(done).again(reads, ratios, at, at + 1)
