@@ -37,6 +37,14 @@ def test_per_weight_l2_notices_one_ulp(capsys):
     assert "steps 18 to 20 did not reverse" in capsys.readouterr().out  # the fault is in step 19
 
 
+def test_many_steps_agree_with_the_optimum():
+    example = load("hundred_thousand_steps")
+    found = example.main(example.Settings(quick=True, data="digits"))
+    assert found["returned exactly"] is True
+    assert found["relative distance to Implicit"] < 1e-5
+    assert found["bits per weight and step"] == pytest.approx(np.log2(10 / 9), rel=1e-3)
+
+
 def test_hypergradient_of_per_weight_l2_agrees_with_a_difference_quotient():
     example = load("per_weight_l2")
     problem = example.Problem(example.Settings(steps=20))
