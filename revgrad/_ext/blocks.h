@@ -348,6 +348,10 @@ INLINE int NAME(add_as)(int64_t *x, real_source from, int64_t size, double scale
         if (in_doubt(v))
             wrapped = wrapped | lanes_as_ones(not_encodable(scaled));
         store(x + i, sum);
+        if (from.floats)
+            store_floats(from.floats + i, real(sum) * every_real(from.sum_ulp));
+        else if (from.doubles)
+            store_reals(from.doubles + i, real(sum) * every_real(from.sum_ulp));
     }
     bad = !none(negative(wrapped));
 #endif
@@ -359,6 +363,10 @@ INLINE int NAME(add_as)(int64_t *x, real_source from, int64_t size, double scale
         read *= factor;
         bad |= !fixed_encode(read, scale, &v);
         bad |= !fixed_sum(x[i], v, sign, &x[i]);
+        if (from.floats)
+            from.floats[i] = (float)((double)x[i] * from.sum_ulp);
+        else if (from.doubles)
+            from.doubles[i] = (double)x[i] * from.sum_ulp;
     }
     return bad;
 }
@@ -551,7 +559,7 @@ INLINE int64_t NAME(fused_op)(const fused_program *p, const fused_operation *o, 
 {
     const int64_t lo = p->starts[block], size = p->starts[block + 1] - lo;
     fused_variable *v = &p->variables[o->variable];
-    fused_buffer *b = &p->buffers[o->buffer];
+    fused_buffer *b;
     double *in[3], *out;
     int step[3] = {0, 0, 0}, k, sign;
     int64_t failed = -1, count, j;
@@ -586,12 +594,23 @@ INLINE int64_t NAME(fused_op)(const fused_program *p, const fused_operation *o, 
         from.how = o->in[2] >= 0 ? BY_OVER : o->in[1] >= 0 && step[1] ? BY_TIMES : BY_FACTOR;
         from.by = o->in[2] >= 0 ? in[2] : in[1];
         from.ulp = p->variables[o->out].ulp;
+        from.floats = NULL;
+        from.doubles = NULL;
+        if (o->buffer >= 0) {
+            out = NAME(operand)(p, o->buffer, block, &k);
+            if (p->slots[o->buffer].kind == FUSED_FLOATS)
+                from.floats = (float *)out;
+            else
+                from.doubles = out;
+            from.sum_ulp = v->ulp;
+        }
         if (!NAME(add)(v->x + lo, from, size, v->scale, sign))
             return -1;
         NAME(add)(v->x + lo, from, size, v->scale, -sign);
         return FUSED_SOMEWHERE;
     case FUSED_SCALE:
     case FUSED_UNSCALE:
+        b = &p->buffers[o->buffer];
         c = NAME(columns_of)(p, b, block);
         if (o->op == FUSED_SCALE) {
             b->count = NAME(multiply)(v->x + lo, b->heads + lo, c, size, b->words, b->count);

@@ -30,6 +30,8 @@ cdef extern from "kernels.h" nogil:
         const void *at
         double factor, ulp
         int kind, how
+        float *floats
+        double *doubles
     int FUSED_BLOCK, FUSED_SLOTS, FUSED_VARIABLES
     int FUSED_CONSTANT, FUSED_REGISTER, FUSED_DOUBLES, FUSED_FLOATS
     ctypedef struct fused_slot:
@@ -256,7 +258,7 @@ def add_floats(int64_t[::1] x, delta, int fraction_bits, int sign):
     check_sizes(size, len(delta))
     cdef real_source reals
     reals.at, reals.factor, reals.ulp = address(delta), 1.0, 0.0
-    reals.how = BY_FACTOR
+    reals.how, reals.floats, reals.doubles = BY_FACTOR, NULL, NULL
     reals.kind = FROM_FLOATS if delta.dtype.char == "f" else FROM_DOUBLES
     cdef double scale = 2.0 ** fraction_bits
     cdef int bad = 0

@@ -22,6 +22,7 @@ import numpy as np
 CONSTANT, REGISTER, DOUBLES, FLOATS = range(4)
 SLOTS, VARIABLES = 160, 16  # the most that exact.Fused holds
 REAL = {*range(DECODE + 1), WIDEN}  # operations whose `out` is a slot they fill with reals
+CHANGES = {ADD, SUBTRACT, SCALE, UNSCALE}
 LENGTH = object()  # of a vector that is not known yet
 
 # What a block can do, by what a function may call; on floats all of it is exactly rounded.
@@ -284,7 +285,7 @@ class Plan:
             raise NotFusible("a number's cotangent is a vector")
         for name, kind in emits.items():
             self.arrays[f"out {name}"] = self._slot(kind, 0)
-            self._row(owner, EMIT, target=name, out=self.arrays[f"out {name}"])
+            self._emit(owner, name, self.arrays[f"out {name}"])
         if len(variables) > VARIABLES:
             raise NotFusible("too many variables")
         self.numbers = Numbers(self._scalars)
@@ -447,7 +448,7 @@ class Plan:
     def _row(self, owner: int, op: int, *slots: int, target: str = "", out: int = 0) -> None:
         operands = [*slots, -1, -1, -1][:3]
         variable = self.variables.index(target) if target else 0
-        buffer = self.scaled.index(target) if op in (SCALE, UNSCALE) else 0
+        buffer = self.scaled.index(target) if op in (SCALE, UNSCALE) else -1
         self.rows.append([op, out, *operands, variable, buffer])
         self.owner.append(owner)
 
@@ -546,6 +547,15 @@ class Plan:
         if name not in self.arrays:
             self.arrays[name] = self._slot(self._vectors.get(name, DOUBLES), 0)
         return self.arrays[name]
+
+    def _emit(self, owner: int, name: str, slot: int) -> None:
+        """Decode a variable to an array, where it was last changed if that is a sum."""
+        variable = self.variables.index(name)
+        changes = [row for row in self.rows if row[0] in CHANGES and row[5] == variable]
+        if changes and changes[-1][0] in (ADD, SUBTRACT):
+            changes[-1][6] = slot
+        else:
+            self._row(owner, EMIT, target=name, out=slot)
 
     # Registers: few, so that they stay in the first cache.
 

@@ -94,6 +94,9 @@ typedef struct {
     const double *by;   /* of BY_TIMES and BY_OVER, which floats do not take */
     double factor, ulp; /* ulp: of FROM_INTEGERS */
     int kind, how;
+    float *floats; /* where the sums go, decoded, if anywhere: as floats, as doubles */
+    double *doubles;
+    double sum_ulp;
 } real_source;
 
 /* z < 2^32*SMALL = 2^50 must stay below 2^51/1.5: see BLOCKS_EXACT in blocks.h */

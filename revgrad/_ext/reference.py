@@ -413,6 +413,8 @@ class Fused:
                 delta *= self._at(b, block)
             if add_floats(x[lo:hi], delta, bits, 1 if op == ADD else -1) >= 0:
                 return SOMEWHERE
+            if k >= 0:
+                decode(x[lo:hi], bits, self._at(k, block))
         else:
             return self._scale(block, op, x[lo:hi], k)
         return -1
