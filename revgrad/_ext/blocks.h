@@ -133,7 +133,7 @@ INLINE int64_t NAME(multiply_vectors)(int64_t *x, uint32_t *heads, columns c, in
 {
     NAME(ratios) by = NAME(only_ratio)(c);
     int64_t i;
-    for (i = 0; i + LANES <= size; i += LANES) {
+    for (i = *from; i + LANES <= size; i += LANES) {
         NAME(next_ratios)(&by, c, i, many_n, many_d);
         count = NAME(multiply_lanes)(x + i, heads + i, by, usual, words, count);
     }
@@ -173,6 +173,9 @@ INLINE int64_t NAME(multiply_alike)(int64_t *x, uint32_t *heads, columns c, int6
     ratio_divisor n = divisor_at(c.n, c.n_many), d = divisor_at(c.d, c.d_many);
     int64_t i = 0;
 #ifdef LANES
+    if (c.small && c.usual && !c.n_many) /* until x is aligned */
+        for (; i < size && ((uintptr_t)(x + i) & (LANES * 8 - 1)); i++)
+            count = ratio_multiply(&x[i], &heads[i], n, usual_divisor(), words, count);
     if (c.small)
         count = EACH_KIND(NAME(multiply_vectors), x, heads, c, &i, size, words, count);
 #endif
@@ -303,6 +306,25 @@ static int64_t NAME(count_pops)(const int64_t *x, const uint32_t *heads, columns
     return count;
 }
 
+/* Element i of add_as. */
+INLINE int NAME(add_one)(int64_t *x, real_source from, double scale, int sign, int kind, int how,
+                         int64_t i)
+{
+    double read = kind == FROM_FLOATS ? ((const float *)from.at)[i]
+                  : kind == FROM_DOUBLES ? ((const double *)from.at)[i]
+                                         : (double)((const int64_t *)from.at)[i] * from.ulp;
+    int64_t v = 0;
+    int bad;
+    read = how == BY_TIMES ? read * from.by[i] : how == BY_OVER ? read / from.by[i] : read;
+    bad = !fixed_encode(read * from.factor, scale, &v);
+    bad |= !fixed_sum(x[i], v, sign, &x[i]);
+    if (from.floats)
+        from.floats[i] = (float)((double)x[i] * from.sum_ulp);
+    else if (from.doubles)
+        from.doubles[i] = (double)x[i] * from.sum_ulp;
+    return bad;
+}
+
 /* x <- x + sign*rint(delta*scale) mod 2^64, whatever comes; the same call with -sign is the undo.
  * delta: the doubles, the floats, or the decoded integers (times ulp) at `from`, times or over the
  * doubles at `by` where there are, times factor. Returns whether some delta was not finite or some sum left
@@ -310,13 +332,13 @@ static int64_t NAME(count_pops)(const int64_t *x, const uint32_t *heads, columns
 INLINE int NAME(add_as)(int64_t *x, real_source from, int64_t size, double scale, int sign, int kind,
                         int how)
 {
+    int64_t i = 0;
+    int bad = 0;
+#ifdef LANES
     const float *floats = (const float *)from.at;
     const double *reals = (const double *)from.at;
     const int64_t *integers = (const int64_t *)from.at;
     const double factor = from.factor, ulp = from.ulp;
-    int64_t i = 0;
-    int bad = 0;
-#ifdef LANES
     /* scale and ulp are powers of 2: in one factor with the other they round nothing differently but
      * what is 0 ulp, unless that factor itself over- or underflows */
     const double at_once = factor * scale
@@ -324,6 +346,9 @@ INLINE int NAME(add_as)(int64_t *x, real_source from, int64_t size, double scale
     const double size_of_it = __builtin_fabs(at_once);
     const int whole = factor == 0.0 || (size_of_it > 0x1p-900 && size_of_it < 0x1p900);
     vi wrapped = every(0);
+    /* until x is aligned: a vector that lies in two lines of the cache is stored twice */
+    for (; whole && i < size && ((uintptr_t)(x + i) & (LANES * 8 - 1)); i++)
+        bad |= NAME(add_one)(x, from, scale, sign, kind, how, i);
     for (; whole && i + LANES <= size; i += LANES) {
         vi old = load(x + i), v, sum;
         vf scaled;
@@ -353,21 +378,10 @@ INLINE int NAME(add_as)(int64_t *x, real_source from, int64_t size, double scale
         else if (from.doubles)
             store_reals(from.doubles + i, real(sum) * every_real(from.sum_ulp));
     }
-    bad = !none(negative(wrapped));
+    bad |= !none(negative(wrapped));
 #endif
-    for (; i < size; i++) {
-        double read = kind == FROM_FLOATS ? floats[i]
-                      : kind == FROM_DOUBLES ? reals[i] : (double)integers[i] * ulp;
-        int64_t v = 0;
-        read = how == BY_TIMES ? read * from.by[i] : how == BY_OVER ? read / from.by[i] : read;
-        read *= factor;
-        bad |= !fixed_encode(read, scale, &v);
-        bad |= !fixed_sum(x[i], v, sign, &x[i]);
-        if (from.floats)
-            from.floats[i] = (float)((double)x[i] * from.sum_ulp);
-        else if (from.doubles)
-            from.doubles[i] = (double)x[i] * from.sum_ulp;
-    }
+    for (; i < size; i++)
+        bad |= NAME(add_one)(x, from, scale, sign, kind, how, i);
     return bad;
 }
 
