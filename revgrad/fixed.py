@@ -358,8 +358,8 @@ class FusedStep:
 
     def again(self, reads: dict, ratios: dict, lo: int, hi: int) -> None:
         """Execute on blocks lo to hi alone."""
-        bound = self._bound(reads, ratios, {})
-        if bound is not None and self.statements:
+        bound = self._bound(reads, ratios, {}) if self.statements else None
+        if bound is not None:
             bound.set(reads, ratios, {}, {}, {})
             self._in_chunks(bound, reads, ratios, lo, hi)
 
