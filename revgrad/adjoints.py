@@ -144,8 +144,8 @@ class Forward:
 
     Needs no earlier states: memory and time grow with the number of traced numbers that `train`
     is given (about two plain runs each), not with the steps. In forward mode (jvp, jacfwd) it
-    carries the one direction. More tangents than fit in `memory` are refused. Any optimizer that
-    does not read aux, any real factor.
+    carries the one direction. More tangents than fit in `memory` are refused. Any optimizer, any
+    real factor.
     """
 
     memory: Any = "1GB"
@@ -155,11 +155,7 @@ class Forward:
         bytes_of(self.memory)
 
     def check(self, optimizer):
-        if "aux" in optimizer.reads:
-            raise TypeError(
-                f"Forward() has no tangents of the aux of the loss, which {optimizer.name} reads; "
-                "use adjoint=Reversible(), Checkpointed(20) or Stored()."
-            )
+        """Takes every optimizer."""
 
     def remember(self, program):
         return Nothing()

@@ -43,7 +43,7 @@ class Passes:
 
     def can_pull(self, t, step):
         """Whether `retreat` (step: last_undo) or `visit` (step: again) can do step t."""
-        reads, ratios = self._at(t, np.empty(self.layout.size, self.dtype))
+        reads, ratios = self._at(t, np.zeros(self.layout.size, self.dtype))
         into = {"g": reads["g"]} if self.takes_g else {}
         return self.apart and ratios is not None and step.fused(reads, ratios, into)
 

@@ -59,7 +59,8 @@ def digest(*arrays):
 
 def environment(threads):
     """What else a gradient's bits depend on."""
-    blas = sorted({f"{i['internal_api']} {i.get('architecture')}" for i in threadpool_info()})
+    libraries = [i for i in threadpool_info() if i["user_api"] == "blas"]
+    blas = sorted({f"{i['internal_api']} {i.get('architecture')}" for i in libraries})
     return {
         "revgrad": version("revgrad"),
         "NumPy": np.__version__,

@@ -126,7 +126,9 @@ def backwards(done, ct_variables, ct_watched=None):
 def _note(run, cts, t):
     """Keep the norm of the cotangent of the params now and then."""
     if t % every_so_often(run.steps) == 0:
-        run.report.growth.append((t, float(np.linalg.norm(cts.variables["params"]))))
+        with np.errstate(over="ignore"):
+            norm = float(np.linalg.norm(cts.variables["params"]))
+        run.report.growth.append((t, norm))
 
 
 def _taken_up(log, program, steps, state, cts, ct_watched):

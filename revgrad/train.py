@@ -59,7 +59,10 @@ def train(
         is required). All randomness must come from the step: see `revgrad.data.minibatches`.
     hyper: what the loss's second argument is: any tree; leaves may be `per_step`. Floats are cast
         to the params' dtype.
-    adjoint: `Reversible()`, `Stored()`, `Unrolled()`; "auto" is Reversible where it can be.
+    adjoint: how its derivative gets hold of the earlier states: `Reversible()`, `Stored()`,
+        `Checkpointed(k)`, `Truncated(k)`, `Forward()`, `Implicit(loss, batch)` or `Unrolled()`.
+        "auto" is Reversible where it can be, Unrolled (in floats) where the run is differentiated
+        more than once; report.adjoint says which it is, and why.
     state: initial velocity, moments and "t" (steps taken before), as an earlier run returned.
     watch(step, params) -> scalar, before each step; collected in report.watched, and returned as a
         differentiable vector with return_watched=True.

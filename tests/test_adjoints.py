@@ -860,10 +860,6 @@ def test_every_optimizer_under_the_adjoints(name):
     assert bits(pulled(full, rg.Checkpointed(2), start)) == bits(stored)
     if optimizer.reversible:
         assert bits(pulled(full, rg.Reversible(), start)) == bits(stored)
-    if "aux" in optimizer.reads:
-        with pytest.raises(TypeError, match=r"^Forward\(\) has no tangents of the aux of the loss"):
-            full(rg.Forward(), start)
-        return
     forward = pulled(full, rg.Forward(), start)
     assert bits(forward[0]) == bits(stored[0])
     for k in start:

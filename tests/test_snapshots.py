@@ -69,7 +69,7 @@ class Counting:
         assert state.t == t
         state.t, self.taken = t + 1, self.taken + 1
 
-    def visit(self, state, t):
+    def visit_and_pull(self, state, t, cts):
         assert state.t == t
         return t
 
@@ -94,8 +94,8 @@ def test_every_state_is_met_with_the_fewest_replays_and_no_more_than_k_states(st
     for again in range(2):
         program.report.replays = program.taken = 0
         seen = []
-        for t, linearization in memory.back(None, end):
-            assert t == linearization and len(memory.kept) <= k
+        for t, visited in memory.back(None, end, None):
+            assert t == visited and len(memory.kept) <= k
             seen.append(t)
         assert seen == [*reversed(range(end))]
         assert program.taken == program.report.replays
