@@ -53,7 +53,7 @@ def build(problem, name):
     data = prepared(problem)
     split, theta = (data["x"], data["y"]), problem.theta
     batches = [split] if problem.size is None else rg.minibatches(split, problem.size, seed=0)
-    adjoint = getattr(rg, name.capitalize())()
+    adjoint = rg.Checkpointed(20) if name == "checkpointed" else getattr(rg, name.capitalize())()
     final = rg.compile(lambda params, fx, fy: problem.final(Ops, params, {"fx": fx, "fy": fy}))
 
     def loss(params, shared, batch):
