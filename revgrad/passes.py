@@ -41,11 +41,13 @@ class Passes:
         self.forward.run(reads, ratios)
         return True
 
-    def can_pull(self, t, step):
-        """Whether `retreat` (step: last_undo) or `visit` (step: again) can do step t."""
+    def can_pull(self, t):
+        """Whether `retreat` and `visit` can do step t: both or neither, as sums must be the same."""
         reads, ratios = self._at(t, np.zeros(self.layout.size, self.dtype))
         into = {"g": reads["g"]} if self.takes_g else {}
-        return self.apart and ratios is not None and step.fused(reads, ratios, into)
+        if not self.apart or ratios is None:
+            return False
+        return all(step.fused(reads, ratios, into) for step in (self.last_undo, self.again))
 
     def retreat(self, t, cotangents, gradient):
         """Undo step t and pull cotangents back through its statements.
@@ -124,13 +126,11 @@ def _pull(function, reads, ct):
 class NoPasses:
     """Of a program whose statements are about two vectors of their own lengths, params and aux."""
 
-    last_undo = again = None
-
     def __init__(self, _program, state):
         self.state = state
 
     def advance(self, t, g):
         return False
 
-    def can_pull(self, t, step):
+    def can_pull(self, t):
         return False

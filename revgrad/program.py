@@ -217,7 +217,7 @@ class Program:
     def retreat_and_pull(self, state, t, cotangents):
         """Undo step t and pull cotangents through it, both in place; returns the params' leaves."""
         passes = self._in_passes(state)
-        if passes.can_pull(t, passes.last_undo):
+        if passes.can_pull(t):
             return self._pulled(passes.retreat, t, cotangents)
         linearization = self.retreat(state, t)
         self.pull(linearization, t, cotangents)
@@ -230,7 +230,7 @@ class Program:
         else:
             self._visited.load(state)
         passes = self._in_passes(self._visited)
-        if passes.can_pull(t, passes.again):
+        if passes.can_pull(t):
             return self._pulled(passes.visit, t, cotangents)
         linearization = self.visit(self._visited, t)
         self.pull(linearization, t, cotangents)
