@@ -42,7 +42,7 @@ class Passes:
         return True
 
     def can_pull(self, t):
-        """Whether `retreat` and `visit` can do step t: both or neither, as sums must be the same."""
+        """Whether `retreat` and `visit` can do step t: both or neither, as their sums are one."""
         reads, ratios = self._at(t, np.zeros(self.layout.size, self.dtype))
         into = {"g": reads["g"]} if self.takes_g else {}
         if not self.apart or ratios is None:
