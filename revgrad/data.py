@@ -292,7 +292,7 @@ class Minibatches:
         self.size, self.seed = operator.index(size), operator.index(seed)
         if not 0 <= self.seed < _WORD:
             raise ValueError(f"minibatches: seed is {seed}, an integer in [0, 2**64) is wanted.")
-        self._data, self._count = data, _leading_axis(data)
+        self.data, self._count = data, _leading_axis(data)
         if not 1 <= self.size <= self._count:
             raise ValueError(
                 f"minibatches: size is {size}, the data has {self._count} examples; "
@@ -305,7 +305,7 @@ class Minibatches:
     def __call__(self, step):
         """The batch of `step`, a non-negative integer: copies of `size` rows of every leaf."""
         rows = self.indices(step)
-        return optree.tree_map(lambda leaf: leaf[rows], self._data)
+        return optree.tree_map(lambda leaf: leaf[rows], self.data)
 
     def indices(self, step):
         """Row numbers (size,) int64 of the batch of `step`; read-only."""

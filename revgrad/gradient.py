@@ -30,11 +30,19 @@ class Gradient:
 
     def __init__(self, run, values):
         self.run, self.values, self.layout = run, values, run.layout
-        self.f = _function(run)
+        self.f, self.batch = _function(run), run.batch
         self.recordings = None
         if run.steps >= WORTHWHILE and _statics(run.batch(0)) == _statics(run.batch(1)):
-            form = run.has_aux, self.layout.tree, run.hyper_tree.form
+            if self._gathers():
+                data = run.batch.data
+                self.f, self.batch = _gathering(self.f), lambda t: (run.batch.indices(t), data)
+            form = run.has_aux, self.batch is run.batch, self.layout.tree, run.hyper_tree.form
             self.recordings = recordings(self.f, run.loss, *form)
+
+    def _gathers(self):
+        """Whether batches are rows of arrays, which a replay takes into buffers of its own."""
+        leaves = optree.tree_leaves(getattr(self.run.batch, "data", None))
+        return hasattr(self.run.batch, "indices") and all(type(x) is np.ndarray for x in leaves)
 
     def value(self, leaves, t):
         """((loss, aux), flat gradient in `layout.dtype`) at step t."""
@@ -72,7 +80,7 @@ class Gradient:
 
         hyper: per leaf of it tangents with as many rows, or None.
         """
-        *here, batch = leaves, self.run.hyper_leaves(self.values, t), self.run.batch(t)
+        *here, batch = leaves, self.run.hyper_leaves(self.values, t), self.batch(t)
         first_phase = grad(lambda *some: self.f(*some, batch)[0])
         out, linear = np.empty_like(rows), None
         if len(rows) >= MANY:
@@ -98,7 +106,7 @@ class Gradient:
 
     def _at(self, leaves, t):
         """(arguments of the function at step t, their recording or None)."""
-        args = leaves, self.run.hyper_leaves(self.values, t), self.run.batch(t)
+        args = leaves, self.run.hyper_leaves(self.values, t), self.batch(t)
         return args, self.recordings and self.recordings.get(*args)
 
     def _flat(self, g, *values):
@@ -140,7 +148,7 @@ class GradientAndAux(Gradient):
 
     def push_aux(self, leaves, t, rows, hyper):
         """Tangents of aux, as `push` has those of g."""
-        *here, batch = leaves, self.run.hyper_leaves(self.values, t), self.run.batch(t)
+        *here, batch = leaves, self.run.hyper_leaves(self.values, t), self.batch(t)
         out = np.empty((len(rows), self.run.aux_layout.size))
         for k, row in enumerate(rows):
             moved = self._moved(row, [x if x is None else x[k] for x in hyper], here[1])
@@ -174,6 +182,16 @@ def split_aux(out, has_aux):
             f"{type(plain(out)).__name__}."
         )
     return out
+
+
+def _gathering(f):
+    """f of row numbers and the data that they are rows of."""
+
+    def g(leaves, hyper, rows_and_data):
+        rows, data = rows_and_data
+        return f(leaves, hyper, optree.tree_map(lambda x: x[rows], data))
+
+    return g
 
 
 def _statics(batch):

@@ -748,3 +748,20 @@ def test_the_noise_floor_bounds_what_rounding_did():
             reports.append(report)
         off = np.max(np.abs(states[0] - states[1]))
         assert 0 < off < reports[1].noise_floor["velocity"] < 1e-8
+
+
+@pytest.mark.parametrize("adjoint", [rg.Reversible(), rg.Stored(), rg.Forward()], ids=repr)
+def test_rows_taken_in_the_replay_change_no_bit(adjoint):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((50, 3)), rng.standard_normal(50)
+    given = rg.minibatches((x, y), 10, seed=0)
+
+    def hyperloss(rate, batches):
+        def squares(params, _, batch):
+            return np.mean((batch[0] @ params - batch[1]) ** 2)
+
+        optimizer = rg.Momentum(rate)
+        return np.sum(rg.train(squares, np.zeros(3), optimizer, batches, steps=12, adjoint=adjoint))
+
+    taken, made = (rg.grad(hyperloss)(0.1, b) for b in (given, lambda t: given(t)))
+    assert taken == made != 0
