@@ -1,7 +1,7 @@
 """A step of a program in passes over memory: one forwards, two back, the second with its pull-back.
 
 The bits of the state are those of one statement after the other. Where blocks cannot do what the
-statements say, `prepare` gives None and the program goes statement by statement.
+statements say, `advance` and `can_pull` say so, and the program goes statement by statement.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ class Passes:
         statements = program.statements
         order = [statements[i] for i in program.order or range(len(statements))[::-1]]
         first = 1 + max((k for k, s in enumerate(order) if s.target == "params"), default=-1)
-        self.dtype = self.layout.dtype
+        self.no_g = np.zeros(self.layout.size, self.layout.dtype)  # of its kind, until it is known
         self.before, self.names = order[:first], {x for s in statements for x in _reads(s)}
         self.takes_g = any("g" in s.reads for s in order)
         early = not any(OF_LOSS & {*s.reads} for s in self.before)
@@ -43,7 +43,7 @@ class Passes:
 
     def can_pull(self, t):
         """Whether `retreat` and `visit` can do step t: both or neither, as their sums are one."""
-        reads, ratios = self._at(t, np.zeros(self.layout.size, self.dtype))
+        reads, ratios = self._at(t, self.no_g)
         into = {"g": reads["g"]} if self.takes_g else {}
         if not self.apart or ratios is None:
             return False
@@ -71,7 +71,7 @@ class Passes:
 
     def _pull(self, step, t, g, cotangents):
         reads, ratios = self._at(t, g)
-        into = {"g": np.empty(self.layout.size, self.dtype)} if self.takes_g else {}
+        into = {"g": np.empty_like(self.no_g)} if self.takes_g else {}
         return step.run(reads, ratios, {}, cotangents, into)
 
     def _at(self, t, g):
@@ -79,17 +79,18 @@ class Passes:
         if self.latest[0] != t:
             self.latest = t, *self._of_hyper(t)
         _, reads, ratios = self.latest
-        of_g = {} if g is None else {"g": g}
+        of_g = {}
+        if g is not None and "g" in self.names:
+            of_g["g"] = g
         if g is not None and "g_norm" in self.names:
             of_g["g_norm"] = global_norm([wide(g)])
-        return {**reads, **{k: x for k, x in of_g.items() if k in self.names}}, ratios
+        return reads | of_g, ratios
 
     def _of_hyper(self, t):
         """(reads, ratios or None) of step t, but for what is of the loss."""
-        program, reads = self.program, {}
-        for name in self.names - self.state.variables.keys() - OF_LOSS:
-            now = program.run.first_t + t + 1
-            reads[name] = now if name == "t" else program.hyper_at(name, t)
+        program, now = self.program, self.program.run.first_t + t + 1
+        names = self.names - self.state.variables.keys() - OF_LOSS
+        reads = {name: now if name == "t" else program.hyper_at(name, t) for name in names}
         ratios = {}
         for s in program.statements:
             if isinstance(s, Scale):

@@ -393,7 +393,7 @@ class Program:
             return self.factor(statement, own, t)[0]
         flat = {k: x.values if isinstance(x, Segments) else x for k, x in own.items()}
         if any(np.ndim(flat[k]) and not isinstance(own[k], Segments) for k in own):
-            return self.factor(statement, self._hyper_reads(statement, t), t)[0]
+            return self.factor(statement, self._factor_reads(statement, t), t)[0]
         make = lambda: self._made_factor(statement, flat, t)
         ratio, _ = self._once(("factors", id(statement)), constant, make)
         return ratio and Segments(ratio)

@@ -65,6 +65,10 @@ def _record(f, args):
     return recording if all(map(_same, came, expected)) else None  # not a function: e.g. random
 
 
+def _own(x):
+    return x.copy() if isinstance(x, np.ndarray) else x
+
+
 def _same(a, b):
     a, b = np.asarray(a), np.asarray(b)
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
@@ -102,7 +106,7 @@ class Recording:
         """(loss, aux, leaves of the gradient)."""
         out = self.program.replay().run[0](*self._inputs(args))
         value, aux, g = optree.tree_unflatten(self.program.out_tree, out)
-        return value, optree.tree_map(np.copy, aux), g
+        return value, optree.tree_map(_own, aux), g
 
     def with_products(self, *args):
         """(g, direction -> [H direction, its product with d2L/dhyper dparams]); leaves all."""

@@ -93,6 +93,15 @@ def inputs(n, dtype, seed):
     ]
 
 
+def at_once(work, count):
+    """work(0), work(1), ... in as many threads."""
+    threads = [Thread(target=work, args=(k,)) for k in range(count)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+
+
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid value|divide by zero|Mean of empty).*")
 @settings(deadline=None)
 @given(programs, st.sampled_from([0, 1, 2, 3, 8, 17]), st.sampled_from([np.float32, np.float64]))
@@ -289,11 +298,7 @@ def test_threads_have_buffers_of_their_own():
         wrong.extend(seed for _ in range(200) if bits(f(x)) != expected)
 
     f(np.ones((40, 40)))
-    threads = [Thread(target=work, args=(k,)) for k in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    at_once(work, 4)
     assert not wrong
 
 
@@ -408,11 +413,7 @@ def test_a_second_phase_runs_in_any_thread():
         for _ in range(50):
             wrong.extend(j for j, pull in enumerate(pulls) if bits(pull(1.0)) != expected[j])
 
-    threads = [Thread(target=work, args=(k,)) for k in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    at_once(work, 4)
     assert not wrong
 
 

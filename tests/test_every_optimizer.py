@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from training import (
     batches_of,
     bits,
-    contents,
     flat,
     hyper_of,
     loss,
     params_of,
     program_of,
+    there_and_back,
     validation_loss,
 )
 
@@ -131,15 +131,24 @@ def test_the_table_holds_every_optimizer():
 @every_reversible
 def test_retreat_undoes_advance_bit_for_bit(name):
     f, params, optimizer, batches, options = settings_of(REVERSIBLE[name])
-    program = program_of(f, params, optimizer, batches, **options)
-    state, first = program.start()
-    trail = [contents(state)]
-    for t in range(STEPS):
-        program.advance(state, t, first if t == 0 else None)
-        trail.append(contents(state))
-    for t in reversed(range(STEPS)):
-        program.retreat(state, t)
-        assert contents(state) == trail[t], f"step {t}"
+    there_and_back(program_of(f, params, optimizer, batches, **options), STEPS)
+
+
+@pytest.mark.parametrize("adjoint", [rg.Reversible(), rg.Stored()], ids=repr)
+def test_a_factor_of_numbers_per_layer_and_per_weight(adjoint):
+    params, weights = {"a": np.ones(3), "b": np.ones(2)}, np.array([0.1, 0.2, 0.3])
+
+    def squares(params, _, target):
+        return sum(np.sum((x - target) ** 2) for x in params.values())
+
+    def trained(weights, adjoint):
+        rates, decays = {"a": 0.01, "b": 0.02}, {"a": weights, "b": np.float64(0.1)}
+        optimizer = rg.AdamW(rates, weight_decay=decays)
+        end = rg.train(squares, params, optimizer, np.arange(6.0), adjoint=adjoint)
+        return sum(np.sum(x) for x in end.values())
+
+    found, floats = (rg.grad(trained)(weights, a) for a in (adjoint, rg.Unrolled()))
+    np.testing.assert_allclose(found, floats, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["float64", "float32", "mixed"])

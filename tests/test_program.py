@@ -16,6 +16,7 @@ from training import (
     loss,
     params_of,
     program_of,
+    there_and_back,
 )
 
 import revgrad as rg
@@ -42,19 +43,6 @@ def curved(params, hyper, batch):
 
 def with_aux(params, hyper, batch):
     return curved(params, hyper, batch), [np.sin(params[:2]), np.sum(params) * 0.1]
-
-
-def there_and_back(program, steps):
-    """Advance and retreat; every state met on the way back must be the one met before."""
-    state, first = program.start()
-    trail = [contents(state)]
-    for t in range(steps):
-        program.advance(state, t, first if t == 0 else None)
-        trail.append(contents(state))
-    for t in reversed(range(steps)):
-        program.retreat(state, t)
-        assert contents(state) == trail[t], f"step {t}"
-    return trail
 
 
 def program_for(optimizer, steps, size, buffer):

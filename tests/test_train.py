@@ -765,3 +765,22 @@ def test_rows_taken_in_the_replay_change_no_bit(adjoint):
 
     taken, made = (rg.grad(hyperloss)(0.1, b) for b in (given, lambda t: given(t)))
     assert taken == made != 0
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_aux_comes_as_the_loss_gave_it(steps):
+    """Recorded (from 3 steps on) or not: its kinds, and arrays that stay as they were."""
+
+    def with_aux(params, _, batch):
+        aux = {"mean": np.mean(params), "twice": 2 * params, "name": "mine", "count": 3}
+        return np.sum((params - batch) ** 2), aux
+
+    seen = []
+    rg.train(
+        with_aux, np.ones(3), rg.Momentum(0.1), lambda t: 1.0 * t, steps=steps, has_aux=True,
+        callback=lambda step, metrics: seen.append(metrics["aux"]),
+    )  # fmt: skip
+    kinds = {"mean": np.float64, "twice": np.ndarray, "name": str, "count": int}
+    assert all({k: type(x) for k, x in aux.items()} == kinds for aux in seen)
+    assert all(aux["twice"][0] == pytest.approx(2 * aux["mean"]) for aux in seen)
+    assert len({float(aux["twice"][0]) for aux in seen}) == steps

@@ -8,6 +8,7 @@ import optree
 import revgrad as rg
 from revgrad.adjoints import Reversible
 from revgrad.buffer import BignumBuffer
+from revgrad.state import Cotangents
 from revgrad.testing import legal_lists, optimizer_of
 
 __all__ = ["legal_lists", "optimizer_of"]
@@ -89,6 +90,27 @@ def program_of(loss, params, optimizer, batches, **options):
     adjoint = Catching()
     rg.vjp(lambda p: rg.train(loss, p, optimizer, batches, adjoint=adjoint, **options), params)
     return adjoint.programs[0]
+
+
+def there_and_back(program, steps):
+    """Advance, and go back in both ways; each state met then must be the one met before."""
+    state, first = program.start()
+    trail = [contents(state)]
+    for t in range(steps):
+        program.advance(state, t, first if t == 0 else None)
+        trail.append(contents(state))
+    cts = Cotangents(
+        {name: np.ones(len(x.values)) for name, x in state.variables.items()},
+        {name: [np.zeros(v.shape) for v in vs] for name, vs in program.optimizer_values.items()},
+        [np.zeros(np.shape(x)) for x in program.values.hyper],
+    )
+    one_by_one, in_passes = state.copy(), state
+    for t in reversed(range(steps)):
+        program.retreat(one_by_one, t)
+        program.retreat_and_pull(in_passes, t, cts)
+        assert contents(one_by_one) == trail[t], f"step {t}"
+        assert contents(in_passes) == trail[t], f"step {t}, in passes"
+    return trail
 
 
 def contents(state):
