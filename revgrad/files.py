@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any
 
@@ -43,23 +44,33 @@ def write(
 ) -> None:
     """Write facts (what JSON can keep) and tensors (name, kind, bytes) whose bytes follow.
 
+    Raises: OSError.
+    """
+    unsigned = _header(form, facts, tensors, "0" * 2 * CHECKSUM)
+    digest = blake2b(unsigned, digest_size=CHECKSUM)
+    with replacing(path) as file:
+        file.write(unsigned)
+        for piece in content:
+            digest.update(piece)
+            file.write(piece)
+        file.seek(0)
+        file.write(_header(form, facts, tensors, digest.hexdigest()))
+
+
+@contextmanager
+def replacing(path: Any) -> Iterator[Any]:
+    """A binary file that takes the place of `path` at the end, whole.
+
     What is left where this is interrupted is the old file, and where the process is killed maybe
     `.name.part`, which the next writing replaces. Raises: OSError.
     """
     folder, name = os.path.split(os.path.abspath(path))
     part = os.path.join(folder, f".{name}.part")
-    unsigned = _header(form, facts, tensors, "0" * 2 * CHECKSUM)
-    digest = blake2b(unsigned, digest_size=CHECKSUM)
     if os.path.lexists(part):
         os.unlink(part)
     try:
         with open(part, "xb") as file:
-            file.write(unsigned)
-            for piece in content:
-                digest.update(piece)
-                file.write(piece)
-            file.seek(0)
-            file.write(_header(form, facts, tensors, digest.hexdigest()))
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

@@ -52,7 +52,18 @@ MIDDLE = (
     "train",
     "search_log",
 )
-TOP = ("constraints", "online", "outer", "diagnose", "nn", "data", "interop", "plots", "scipy")
+TOP = (
+    "constraints",
+    "online",
+    "outer",
+    "diagnose",
+    "nn",
+    "data",
+    "interop",
+    "plots",
+    "records",
+    "scipy",
+)
 DOOR = ("extend", "testing", "__init__", "__main__")
 EVERYWHERE = {"errors"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "misc"}
