@@ -3,8 +3,8 @@
 from revgrad.adjoints import Checkpointed, Forward, Reversible, Stored, Unrolled
 from revgrad.arrays import plain
 from revgrad.errors import RatioRefused
-from revgrad.program import ratio_of
 from revgrad.record import Record
+from revgrad.schedule import ratio_of
 from revgrad.statements import Scale
 from revgrad.tape import Box, Push
 

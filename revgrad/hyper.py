@@ -159,14 +159,17 @@ class Spread:
             part[...] = self.at_leaf(values, k, t)
         return out
 
-    def segments(self, values, t, dtype=np.float64):
-        """The value at step t for each param leaf, where it is segmented."""
-        pairs = zip(values, self.every, strict=True)
-        now = [v if e is None else v[t // e] for v, e in pairs]
-        return np.array([now[leaf] for leaf in self.owner], dtype)
+    def rows(self, values, dtype=np.float64, *, first, last):
+        """The values at steps first to last, where it is segmented: (steps, param leaves)."""
+        steps = np.arange(first, last)
+        now = [v if e is None else v[steps // e] for v, e in zip(values, self.every, strict=True)]
+        out = np.empty((len(steps), len(self.owner)), dtype)
+        for k, leaf in enumerate(self.owner):
+            out[:, k] = now[leaf]
+        return out
 
     def collect_segments(self, found, cts, t):
-        """Transpose of `segments`."""
+        """Transpose of a row of `rows`."""
         totals = np.bincount(self.owner, cts, len(found))
         for leaf, total in enumerate(totals):
             found[leaf][self.slot(leaf, t)] += total

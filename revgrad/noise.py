@@ -60,7 +60,7 @@ class NoiseWatch:
         total = 0.0
         for s in self.statements:
             if isinstance(s, Scale) and s.target == name:
-                for n, d in self.program.ratios_met(s, t):
+                for n, d in self.program.schedule.ratios_met(s, t):
                     lasts = np.minimum(d / np.maximum(2 * (d - n), 1), t)
                     total += float(np.max((n < d) * (DIGIT * n) ** 2 * lasts, initial=0.0))
         return sqrt(total)
@@ -75,7 +75,7 @@ class NoiseWatch:
         def read(name):
             found = values.get(name, known.get(name))
             if found is None:
-                found = program.hyper_value(name, t)
+                found = program.schedule.value(name, t)
                 return found[self.part] if np.ndim(found) else found
             return found
 

@@ -90,11 +90,11 @@ class Passes:
         """(reads, ratios or None) of step t, but for what is of the loss."""
         program, now = self.program, self.program.run.first_t + t + 1
         names = self.names - self.state.variables.keys() - OF_LOSS
-        reads = {name: now if name == "t" else program.hyper_at(name, t) for name in names}
+        reads = {name: now if name == "t" else program.schedule.at(name, t) for name in names}
         ratios = {}
         for s in program.statements:
             if isinstance(s, Scale):
-                ratio = program.ratio_at(s, reads, t)
+                ratio = program.schedule.ratio_at(s, reads, t)
                 if ratio is None:
                     return reads, None
                 ratios[s.target] = ratio

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 
 from revgrad.errors import FixedOverflow, NotFinite, RatioRefused
-from revgrad.fixed import FixedArray, Segments, fraction_bits_for
+from revgrad.fixed import FixedArray, fraction_bits_for
 from revgrad.gradient import Gradient, GradientAndAux
 from revgrad.passes import NoPasses, Passes
-from revgrad.ratio import Ratio
+from revgrad.schedule import Schedule
 from revgrad.state import BUFFERS, State
 from revgrad.statements import Scale
 from revgrad.step import Step, pull_add, pull_norm, pull_scale, wide
 
 AT_MOST, SQUARES_AT_MOST = 60, 70  # fraction bits chosen for variables as large as g, and as g^2
-LOOKS = 32  # at about how many steps a factor that varies is looked at, for a report
 
 
 @dataclass(slots=True, eq=False)
@@ -55,33 +54,11 @@ class Program:
             keep,
         )
         self.statements, self.order = run.optimizer.statements, run.optimizer.undo_order
-        self.optimizer_values = {
-            name: [np.asarray(v, np.float64) for v in leaves]
-            for name, leaves in values.optimizer.items()
-        }
-        self.ratios = {}
-        for s in self.statements:
-            if isinstance(s, Scale) and isinstance(s.by, str) and s.by not in self.ratios:
-                self._snap(s.by, s.above_one)
-        self._constant, self.range_was_guessed, self.inspect = {}, False, None
+        self.schedule = Schedule(run, values.optimizer, exact=exact)
+        self.range_was_guessed, self.inspect = False, None
         self._passes, self._visited = None, None
         kind = Gradient if run.aux_layout is None else GradientAndAux
         self.gradient = kind(run, values)
-
-    def _snap(self, name, above_one):
-        """A hyperparameter that scales is snapped before any statement reads it."""
-        try:
-            values = self.values.optimizer[name]  # in their own dtype
-            ratios = [self._ratio(v, above_one) for v in values]
-        except RatioRefused as error:
-            if self.exact:
-                raise RatioRefused(f"{self.run.optimizer.name}({name}=...): {error}") from None
-            return
-        self.ratios[name] = [[r.n for r in ratios], [r.d for r in ratios]]
-        self.optimizer_values[name] = [np.asarray(r.value) for r in ratios]
-
-    def _ratio(self, factor, above_one):
-        return ratio_of(factor, self.run.arithmetic.rounding, above_one)
 
     # The start of a run.
 
@@ -134,7 +111,7 @@ class Program:
         known["params"] = max(_largest(x) for x in self.values.params)
         if self.run.aux_layout is not None:
             known["aux"] = _largest(self.run.flat_aux(aux)) if first else 1.0
-        hyper = self.optimizer_values.items()
+        hyper = self.schedule.values.items()
         return known | {name: max(map(_largest, leaves)) for name, leaves in hyper}
 
     def _encode(self, name, leaves, bits):
@@ -305,150 +282,6 @@ class Program:
         for name, ct in found.items():
             layout = self.run.layout_of(name)
             self.run.spreads[name].collect(cotangents.optimizer[name], ct, t, layout)
-
-    def bound(self, steps):
-        """Bits per weight and step that scaling destroys: the mean of log2(d/n), over all buffers.
-
-        NaN where a factor is a function of t, or of what varies, so that its ratios are not known
-        beforehand.
-        """
-        total = 0.0
-        for s in self.statements:
-            if isinstance(s, Scale) and steps:
-                share = self.run.layout_of(s.target).size / self.layout.size
-                total += share * self._mean_bits(s, steps)
-        return total
-
-    def noise_floor(self, name, fraction_bits, steps):
-        """The most that rounding can have added to a variable, in its own units.
-
-        Half an ulp per addition and step; a scale by n/d moves a value by up to n ulp, and of these
-        a share n/d is left at the next step.
-        """
-        ulp = 2.0**-fraction_bits
-        noise = 0.5 * ulp * steps * sum(s.target == name for s in self.statements)
-        for s in self.statements:
-            if isinstance(s, Scale) and s.target == name:
-                for n, d in self.ratios_met(s, steps):
-                    left = np.minimum(d / np.maximum(d - n, 1), steps)
-                    noise += float(np.max(n * left, initial=0.0)) * ulp
-        return noise
-
-    def ratios_met(self, s, steps):
-        """Arrays (n, d) of a Scale: of a hyperparameter all, of a function those at some steps."""
-        if s.by in self.ratios:
-            return [(np.asarray(n), np.asarray(d)) for n, d in zip(*self.ratios[s.by], strict=True)]
-        every = max(1, steps if self._is_constant(s) else -(-steps // LOOKS))
-        met = [self.factor(s, self._factor_reads(s, t), t)[0] for t in range(0, steps, every)]
-        return [(np.asarray(r.n), np.asarray(r.d)) for r in met if r is not None]
-
-    def _factor_reads(self, s, t):
-        first = self.run.first_t + 1
-        return {k: first + t if k == "t" else self.hyper_value(k, t) for k in s.reads}
-
-    def _is_constant(self, s):
-        """Whether the factor of a Scale is the same at every step."""
-        return "t" not in s.reads and all(self.run.spreads[name].constant for name in s.reads)
-
-    def _mean_bits(self, s, steps):
-        name = s.by
-        if name not in self.ratios:
-            met = self.ratios_met(s, steps) if self._is_constant(s) else ()
-            return float(np.mean(np.log2(met[0][1] / met[0][0]))) if met else np.nan
-        spread, means, layout = self.run.spreads[name], [], self.run.layout_of(name)
-        for n, d, every in zip(*self.ratios[name], spread.every, strict=True):
-            bits = np.log2(np.asarray(d) / n)
-            means.append(bits if every is None else np.repeat(bits, every, 0)[:steps].mean(0))
-        if spread.scalar:
-            return float(np.mean(means[0]))
-        parts = layout.split(np.zeros(layout.size))
-        for part, leaf in zip(parts, spread.owner, strict=True):
-            part[...] = means[leaf]
-        return float(np.mean(np.concatenate([part.ravel() for part in parts])))
-
-    # Hyperparameters.
-
-    def hyper_value(self, name, t):
-        """An optimizer hyperparameter at step t: a number, or a vector over the flat params."""
-        spread, values = self.run.spreads[name], self.optimizer_values[name]
-        layout = self.run.layout_of(name)
-        return self._once(name, spread.constant, lambda: spread.flat(values, t, layout))
-
-    def hyper_at(self, name, t):
-        """An optimizer hyperparameter at step t for `Passes`: a number, Segments or a vector."""
-        spread, values = self.run.spreads[name], self.optimizer_values[name]
-        if not spread.segmented:
-            return self.hyper_value(name, t)
-        make = lambda: Segments(spread.segments(values, t))
-        return self._once(("segments", name), spread.constant, make)
-
-    def ratio_at(self, statement, reads, t):
-        """The ratio of a Scale at step t, or Segments of them; None: there is none."""
-        by, constant = statement.by, self._is_constant(statement)
-        if by in self.ratios and self.run.spreads[by].segmented:
-            make = lambda: self._segmented_ratio(by, t)
-            return self._once(("segmented", by), constant, make)
-        own = {} if statement.literal else {name: reads[name] for name in statement.reads}
-        if not any(isinstance(x, Segments) for x in own.values()):
-            return self.factor(statement, own, t)[0]
-        flat = {k: x.values if isinstance(x, Segments) else x for k, x in own.items()}
-        if any(np.ndim(flat[k]) and not isinstance(own[k], Segments) for k in own):
-            return self.factor(statement, self._factor_reads(statement, t), t)[0]
-        make = lambda: self._made_factor(statement, flat, t)
-        ratio, _ = self._once(("factors", id(statement)), constant, make)
-        return ratio and Segments(ratio)
-
-    def _segmented_ratio(self, name, t):
-        parts = self.ratios[name]
-        n, d = (self.run.spreads[name].segments(part, t, np.int64) for part in parts)
-        return Segments(Ratio(n, d))
-
-    def factor(self, statement, reads, t):
-        """(Ratio or None, float) of a Scale; None: no ratio, a rounding scale must do."""
-        by, constant = statement.by, self._is_constant(statement)
-        if by in self.ratios:
-            make = lambda: self._named_ratio(statement, t)
-            return self._once(("ratio", by), constant, make), reads[by]
-        make = lambda: self._made_factor(statement, reads, t)
-        return self._once(("factor", id(statement)), constant, make)
-
-    def _made_factor(self, statement, reads, t):
-        value = statement.factor(reads)
-        try:
-            ratio = self._ratio(value, statement.above_one)
-        except RatioRefused as error:
-            if self.exact:
-                name = self.run.optimizer.name
-                where = f"{name}, step {t}, factor of {statement.target!r}"
-                raise RatioRefused(f"{where}: {error}") from None
-            return None, value
-        return ratio, ratio.value
-
-    def _named_ratio(self, statement, t):
-        spread, parts = self.run.spreads[statement.by], self.ratios[statement.by]
-        layout = self.run.layout_of(statement.by)
-        n, d = (spread.flat(part, t, layout, np.int64) for part in parts)
-        return Ratio(int(n), int(d)) if spread.scalar else Ratio(n, d)
-
-    def _once(self, key, constant, make):
-        """What make() gives; made once where that is the same at every step."""
-        if not constant:
-            return make()
-        if key not in self._constant:
-            self._constant[key] = make()
-        return self._constant[key]
-
-
-def ratio_of(factor, rounding, above_one):
-    """The ratio of a factor; with above_one, that of its inverse the other way up."""
-    factor = np.asarray(factor)
-    rises = factor > 1
-    if not (above_one and rises.any()):
-        return Ratio.of(factor, rounding)
-    down = Ratio.of(np.divide(1, factor, out=factor.copy(), where=rises), rounding)
-    if not factor.ndim:
-        return down.inverse
-    return Ratio(np.where(rises, down.d, down.n), np.where(rises, down.n, down.d))
 
 
 def _largest(x):

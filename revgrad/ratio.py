@@ -88,6 +88,21 @@ class Ratio:
         return self._columns[0]
 
     @property
+    def rows(self) -> list[Ratio]:
+        """The ratios of each row, where n and d are matrices: checked and copied together."""
+        values, width = self.value, self.n.shape[1]
+        made = []
+        for k in range(len(self.n)):
+            span = width * k, width * (k + 1)
+            columns = [self.columns.part(*span)] if self.narrow else []
+            row = object.__new__(Ratio)
+            given = (self.n[k], self.d[k], self.narrow, self._order, columns, [values[k]], [])
+            for name, value in zip(self.__slots__, given, strict=True):
+                object.__setattr__(row, name, value)
+            made.append(row)
+        return made
+
+    @property
     def parts(self) -> tuple[Ratio | None, Ratio | None]:
         """(down, up): the ratio is down/up, both narrow, None for 1; made once.
 

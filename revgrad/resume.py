@@ -250,7 +250,7 @@ class Log:
 
     def _take_up(self, facts, read, state):
         program, hyper, lo = self.program, [], 0
-        optimizer = {k: [v.shape for v in vs] for k, vs in program.optimizer_values.items()}
+        optimizer = {k: [v.shape for v in vs] for k, vs in program.schedule.values.items()}
         shapes = [*chain.from_iterable(optimizer.values()), *map(np.shape, program.values.hyper)]
         for shape in shapes:
             size = int(np.prod(shape))

@@ -49,7 +49,7 @@ class Step:
         if name == "t":
             return self.program.run.first_t + self.t + 1
         if name not in self.state.variables:
-            return self.program.hyper_value(name, self.t)
+            return self.program.schedule.value(name, self.t)
         if name not in self.decoded:
             self.decoded[name] = self.state.variables[name].decode()
         return self.decoded[name]
@@ -63,7 +63,7 @@ class Step:
         reads = {name: self.read(name) for name in s.reads}
         target, point = self.state.variables[s.target], Point(s, reads)
         if isinstance(s, Scale):
-            ratio, point.factor = self.program.factor(s, reads, self.t)
+            ratio, point.factor = self.program.schedule.factor(s, reads, self.t)
             point.before = self.read(s.target)
             if ratio is None:
                 target.round_scale(point.factor)
@@ -79,7 +79,7 @@ class Step:
         target, point = self.state.variables[s.target], Point(s, reads)
         self.decoded.pop(s.target, None)
         if isinstance(s, Scale):
-            ratio, point.factor = self.program.factor(s, reads, self.t)
+            ratio, point.factor = self.program.schedule.factor(s, reads, self.t)
             target.unscale(ratio, self.state.buffers[s.target])
             point.before = self.read(s.target)
         else:

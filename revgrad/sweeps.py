@@ -95,7 +95,7 @@ def backwards(done, ct_variables, ct_watched=None):
     began, run = perf_counter(), program.run
     cts = Cotangents(
         ct_variables,
-        {k: [np.zeros(v.shape) for v in vs] for k, vs in program.optimizer_values.items()},
+        {k: [np.zeros(v.shape) for v in vs] for k, vs in program.schedule.values.items()},
         [np.zeros(np.shape(x)) for x in program.values.hyper],
     )
     run.report.growth, run.report.replays = [], 0
@@ -203,7 +203,7 @@ class Survey:
         element_steps = max(1, steps * run.layout.size)
         report.bits = sum(b.bits for b in state.buffers.values())
         report.bits_per_weight_step = report.bits / element_steps
-        report.bound = program.bound(steps)
+        report.bound = program.schedule.bound(steps)
         report.bytes_stored = steps * sum(
             np.dtype(dtype).itemsize * int(np.prod(shape)) * len(state.variables)
             for dtype, shape in zip(run.layout.dtypes, run.layout.shapes, strict=True)
@@ -211,6 +211,6 @@ class Survey:
         for name, x in state.variables.items():
             report.fraction_bits[name] = x.fraction_bits
             report.largest[name] = (self.largest[name], 2.0 ** (63 - x.fraction_bits))
-            report.noise_floor[name] = program.noise_floor(name, x.fraction_bits, steps)
+            report.noise_floor[name] = program.schedule.noise_floor(name, x.fraction_bits, steps)
         program.inspect = None
         self.noise.report(report)

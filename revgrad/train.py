@@ -417,7 +417,7 @@ def _pull_optimum(adjoint, program, state, cts, variables):
     leaves = run.layout.leaves(state.variables["params"])
     hyper = program.values.hyper
     found = pull_optimum(adjoint, run, leaves, hyper, variables["params"])
-    return Cotangents(variables, program.optimizer_values, found)
+    return Cotangents(variables, program.schedule.values, found)
 
 
 def _stage_forward(wanted, flat, run, adjoint, treedef):

@@ -37,6 +37,7 @@ MIDDLE = (
     "recording",
     "gradient",
     "step",
+    "schedule",
     "passes",
     "snapshots",
     "program",

@@ -37,10 +37,12 @@ def shares(optimizer):
     """How far off each entry of the params may be after every step, by rounding alone."""
     program = program_of_any(optimizer)
     state, _ = program.start()
-    hyper = lambda name, _k: program.optimizer_values[name][0]
+    hyper = lambda name, _k: program.schedule.values[name][0]
     names = state.variables
     values = {name: [x.decode()] for name, x in names.items()}
-    step = {name: program.noise_floor(name, x.fraction_bits, 1) for name, x in names.items()}
+    step = {
+        name: program.schedule.noise_floor(name, x.fraction_bits, 1) for name, x in names.items()
+    }
     off, found = {name: np.zeros(SIZE) for name in names}, []
     for t, g in enumerate(GRADIENTS, 1):
         plain = optimizer.float_step(values, [g], hyper, t)

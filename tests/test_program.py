@@ -98,7 +98,7 @@ def test_a_long_run_retreats_and_spends_what_scaling_destroys():
     for t in range(steps):
         program.advance(state, t)
     spent = state.buffers["velocity"].bits / (steps * size)
-    assert spent == pytest.approx(log2(10 / 9), rel=1e-3) == program.bound(steps)
+    assert spent == pytest.approx(log2(10 / 9), rel=1e-3) == program.schedule.bound(steps)
     assert state.buffers["velocity"].words > size
     for t in reversed(range(steps)):
         program.retreat(state, t)
@@ -129,7 +129,11 @@ def test_retreat_and_visit_give_one_linearization(kind):
 def test_the_bound_weighs_values_by_the_steps_they_last():
     halves_then_ones = rg.per_step(np.array([0.5, 0.5, 1.0]), every=2)
     program = program_for(rg.Momentum(0.1, halves_then_ones), 5, 2, "words")
-    assert program.bound(5) == 4 / 5 and program.bound(2) == 1 and program.bound(0) == 0
+    assert (
+        program.schedule.bound(5) == 4 / 5
+        and program.schedule.bound(2) == 1
+        and program.schedule.bound(0) == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,7 @@ def test_the_bound_weighs_values_by_the_steps_they_last():
 )
 def test_the_bound_is_known_where_the_factor_stays_the_same(factor, bound):
     texts = [f"Scale('v', {factor})", "Add('params', lambda v: v)"]
-    found = program_for(optimizer_of(texts, a=0.5), 2, 2, "words").bound(2)
+    found = program_for(optimizer_of(texts, a=0.5), 2, 2, "words").schedule.bound(2)
     np.testing.assert_equal(found, bound)
 
 
@@ -448,4 +452,4 @@ def test_statements_read_the_snapped_factor():
     snapped = rg.Ratio.of(factor).value
     assert snapped != factor
     program = program_for(rg.Momentum(0.1, factor), 1, 2, "words")
-    assert program.hyper_value("momentum", 0) == snapped
+    assert program.schedule.value("momentum", 0) == snapped

@@ -101,7 +101,7 @@ def there_and_back(program, steps):
         trail.append(contents(state))
     cts = Cotangents(
         {name: np.ones(len(x.values)) for name, x in state.variables.items()},
-        {name: [np.zeros(v.shape) for v in vs] for name, vs in program.optimizer_values.items()},
+        {name: [np.zeros(v.shape) for v in vs] for name, vs in program.schedule.values.items()},
         [np.zeros(np.shape(x)) for x in program.values.hyper],
     )
     one_by_one, in_passes = state.copy(), state
