@@ -149,8 +149,8 @@ def _flat(f, form):
 class Entry:
     """One recording, and a replay of it per thread, as buffers are not shared."""
 
-    def __init__(self, flat, leaves, *, borrow=False):
-        self.local, self.borrow = threading.local(), borrow
+    def __init__(self, flat, leaves, **options):
+        self.local, self.options = threading.local(), options
         self.program = with_open_captures(flat, lambda flat: self._record(flat, leaves))
         self.fused = fuse(self.program.instructions, self.program.outputs)
         forget(self.program.instructions, self.program.inputs)
@@ -165,7 +165,7 @@ class Entry:
     def replay(self):
         if not hasattr(self.local, "replay"):
             parts = [self.program.inputs], [self.fused], [self.program.outputs]
-            self.local.replay = Replay(*parts, borrow=self.borrow)
+            self.local.replay = Replay(*parts, **self.options)
         return self.local.replay
 
 
@@ -177,8 +177,8 @@ class TwoPhase:
     place, so phase 2 belongs to the last run of phase 1: see `start`.
     """
 
-    def __init__(self, f, first, make_second, *, borrow=False):
-        self.borrow, self.local = borrow, threading.local()
+    def __init__(self, f, first, make_second, **options):
+        self.options, self.local = options, threading.local()
         self.parts = with_open_captures(f, lambda f: self._record(f, first, make_second))
 
     def _record(self, f, first, make_second):
@@ -206,7 +206,7 @@ class TwoPhase:
 
     def replay(self):
         if not hasattr(self.local, "replay"):
-            self.local.replay = Replay(*self.parts, borrow=self.borrow)
+            self.local.replay = Replay(*self.parts, **self.options)
         return self.local.replay
 
     def start(self, first):
@@ -280,6 +280,8 @@ def ones_like(x):
 def gradient_with_products(loss, params, hyper, *rest, borrow=False):
     """The two-phase program of a loss(params, hyper, *rest): its gradient, then products with it.
 
+    borrow: what is returned is overwritten by the next run; the leaves of the gradient, and of the
+    first product, are put together in `replay().vectors` where they can be.
     Phase 1 takes the leaves of params, hyper and rest and gives the gradient's leaves. Phase 2
     takes a direction v, leaves like params, and gives the leaves of (d2L/dparams2) v and of
     (d2L/dhyper dparams) v: the tangent of the joint gradient in direction (v, 0), which by symmetry
@@ -309,13 +311,15 @@ def gradient_with_products(loss, params, hyper, *rest, borrow=False):
         return g, lambda *v: pullback(list(v))
 
     directions = lambda _: [ones_like(x) for x in leaves[:count]]
+    together = (slice(count), slice(count)) if borrow else ()
+    options = {"borrow": borrow, "together": together}
     try:
-        phases = TwoPhase(forward, leaves, directions, borrow=borrow)
+        phases = TwoPhase(forward, leaves, directions, **options)
     except MissingRule:
-        return TwoPhase(reverse, leaves, directions, borrow=borrow)
+        return TwoPhase(reverse, leaves, directions, **options)
     if phases.symmetric:
         return phases
-    return TwoPhase(reverse, leaves, directions, borrow=borrow)
+    return TwoPhase(reverse, leaves, directions, **options)
 
 
 # What a call looks like.

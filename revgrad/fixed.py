@@ -560,7 +560,7 @@ class _Bound:
         found: dict[str, Any] = {}
         for name, value in zip(self.plan.found, values, strict=True):
             if isinstance(reads[name], Segments):
-                found[name] = np.array(np.broadcast_to(value, count))
+                found[name] = value if np.shape(value) == (count,) else np.full(count, value)
             else:
                 found[name] = math.fsum(value) if np.ndim(value) else float(value)
         for name, array in self.arrays.items():

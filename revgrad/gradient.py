@@ -9,7 +9,7 @@ import numpy as np
 import optree
 
 from revgrad.arrays import plain
-from revgrad.compiled import is_dynamic
+from revgrad.compiled import is_dynamic, signature
 from revgrad.errors import ClosureError
 from revgrad.linear_map import linearize
 from revgrad.recording import recordings
@@ -25,6 +25,11 @@ WORTHWHILE = 3  # steps from which on recording pays
 MANY, AT_ONCE = 4, 64  # tangents from which on they are pushed at once; and how many at most
 
 
+def own(leaves):
+    """Copies of leaves."""
+    return [x.copy() for x in leaves]
+
+
 class Gradient:
     """The loss of a run, bound to its batches and to the values of its hyper."""
 
@@ -33,7 +38,8 @@ class Gradient:
         self.f, self.batch = _function(run), run.batch
         self.recordings = None
         if run.steps >= WORTHWHILE and _statics(run.batch(0)) == _statics(run.batch(1)):
-            if self._gathers():
+            self.gathers, self.latest = self._gathers(), (None, None)
+            if self.gathers:
                 data = run.batch.data
                 self.f, self.batch = _gathering(self.f), lambda t: (run.batch.indices(t), data)
             form = run.has_aux, self.batch is run.batch, self.layout.tree, run.hyper_tree.form
@@ -45,7 +51,10 @@ class Gradient:
         return hasattr(self.run.batch, "indices") and all(type(x) is np.ndarray for x in leaves)
 
     def value(self, leaves, t):
-        """((loss, aux), flat gradient in `layout.dtype`) at step t."""
+        """((loss, aux), flat gradient in `layout.dtype`) at step t.
+
+        The gradient, like those of `with_pullback`, may be overwritten by the next call.
+        """
         args, recording = self._at(leaves, t)
         if recording is None:
             (value, aux), g = value_and_grad(self.f, has_aux=True)(*args)
@@ -63,15 +72,11 @@ class Gradient:
             first_phase = grad(lambda *some: self.f(*some, args[-1])[0])
             g, pullback = vjp(first_phase, *args[:-1])
         else:
-            g, products = recording.with_products(*args)
-
-            def pullback(ct):
-                found = products(ct)
-                return found[: len(ct)], found[len(ct) :]
+            g, pullback = recording.with_products(*args)
 
         def pull(ct):
             ct_params, ct_hyper = pullback(self.layout.cast(ct))
-            return self.layout.join(ct_params), ct_hyper
+            return self._flat(ct_params), ct_hyper
 
         return self._flat(g), pull
 
@@ -105,11 +110,27 @@ class Gradient:
             out[..., lo:hi] = np.reshape(x, (*out.shape[:-1], hi - lo))
 
     def _at(self, leaves, t):
-        """(arguments of the function at step t, their recording or None)."""
+        """(arguments of the function at step t, their recording or None).
+
+        Leaves may be overwritten later: a function that is called, and not replayed, gets copies.
+        """
         args = leaves, self.run.hyper_leaves(self.values, t), self.batch(t)
-        return args, self.recordings and self.recordings.get(*args)
+        recording = self._recording(args) if self.recordings else None
+        return args if recording else (own(leaves), *args[1:]), recording
+
+    def _recording(self, args):
+        """That of these arguments, of which only row numbers can change their kind in a run."""
+        if not self.gathers:
+            return self.recordings.get(*args)
+        kind = signature(args[2][0])
+        if kind != self.latest[0]:
+            self.latest = kind, self.recordings.get(*args)
+        return self.latest[1]
 
     def _flat(self, g, *values):
+        if isinstance(g, np.ndarray) and g.dtype == self.layout.dtype:
+            return g
+        g = self.layout.split(g) if isinstance(g, np.ndarray) else g
         if any(isinstance(x, Box) for x in (*g, *values)):
             raise ClosureError(CLOSURE)
         return self.layout.join(g, self.layout.dtype)

@@ -170,9 +170,11 @@ class Spread:
 
     def collect_segments(self, found, cts, t):
         """Transpose of a row of `rows`."""
-        totals = np.bincount(self.owner, cts, len(found))
-        for leaf, total in enumerate(totals):
-            found[leaf][self.slot(leaf, t)] += total
+        totals = [0.0] * len(found)
+        for leaf, ct in zip(self.owner, cts.tolist(), strict=True):
+            totals[leaf] += ct
+        for every, total, ct in zip(self.every, found, totals, strict=True):
+            total[... if every is None else t // every] += ct
 
     def collect(self, found, ct, t, layout):
         """Transpose of `flat`: add a cotangent of it to those of the values, one add per leaf."""

@@ -66,7 +66,7 @@ class Passes:
         return leaves, known, self._pull(self.again, t, known[0], cotangents)
 
     def _linearize(self, gradient):
-        leaves = self.layout.leaves(self.state.variables["params"])
+        leaves = self.program.decode(self.state.variables["params"])
         return leaves, gradient(leaves)
 
     def _pull(self, step, t, g, cotangents):

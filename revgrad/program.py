@@ -18,7 +18,7 @@ from revgrad.fixed import FixedArray, fraction_bits_for
 from revgrad.gradient import Gradient, GradientAndAux
 from revgrad.passes import NoPasses, Passes
 from revgrad.schedule import Schedule
-from revgrad.state import BUFFERS, State
+from revgrad.state import BUFFERS, Decoder, State
 from revgrad.statements import Scale
 from revgrad.step import Step, pull_add, pull_norm, pull_scale, wide
 
@@ -55,7 +55,7 @@ class Program:
         )
         self.statements, self.order = run.optimizer.statements, run.optimizer.undo_order
         self.schedule = Schedule(run, values.optimizer, exact=exact)
-        self.range_was_guessed, self.inspect = False, None
+        self.range_was_guessed, self.inspect, self.decode = False, None, Decoder(run.layout)
         self._passes, self._visited = None, None
         kind = Gradient if run.aux_layout is None else GradientAndAux
         self.gradient = kind(run, values)
@@ -66,7 +66,10 @@ class Program:
         """(State that training begins with, the first step's loss and gradient)."""
         bits = {"params": 52} | self.run.arithmetic.fraction_bits
         params = self.variables({"params": bits["params"]})["params"]
-        first = self.gradient.value(self.layout.leaves(params), 0) if self.run.steps else None
+        first = None
+        if self.run.steps:
+            value, g = self.gradient.value(self.decode(params), 0)
+            first = value, g.copy()  # what is asked for meanwhile may overwrite it
         for name in self.run.optimizer.variables:
             if name not in bits:
                 bits[name] = self._bits(name, first, bits["params"])
@@ -161,7 +164,7 @@ class Program:
 
     def _first(self, first, state, t):
         """((loss, aux), g) at the start of step t, unless they are known."""
-        value, g = first or self.gradient.value(self.layout.leaves(state.variables["params"]), t)
+        value, g = first or self.gradient.value(self.decode(state.variables["params"]), t)
         if not np.isfinite(value[0]):
             raise NotFinite(
                 f"step {t}: the loss is {value[0]}. Use a smaller learning rate or clipping, or "

@@ -61,7 +61,11 @@ def _record(f, args):
         recording = Recording(f, args)
     except Exception:  # whatever a loss may do that cannot be recorded: the tape takes it
         return None
-    came = optree.tree_leaves(recording.value(*args))
+    value, aux, g = recording.value(*args)
+    if isinstance(g, np.ndarray):
+        g = np.split(g, np.cumsum([np.size(x) for x in args[0][:-1]]))
+        g = [x.reshape(np.shape(like)) for x, like in zip(g, args[0], strict=True)]
+    came = optree.tree_leaves((value, aux, g))
     return recording if all(map(_same, came, expected)) else None  # not a function: e.g. random
 
 
@@ -77,7 +81,8 @@ def _same(a, b):
 class Recording:
     """Two programs: value and gradient, for the way forward; gradient and products, for back.
 
-    What they return, but for loss and aux, is overwritten by the next call.
+    What they return, but for loss and aux, is overwritten by the next call. What is like the params
+    is one flat vector, if that is how the replay has it, or else a list of leaves.
     """
 
     def __init__(self, f, args):
@@ -90,7 +95,8 @@ class Recording:
             (value, aux), g = value_and_grad(f, has_aux=True)(*self._arguments(boxes))
             return optree.tree_flatten((value, aux, g))
 
-        self.program = Entry(flat, self._inputs(args), borrow=True)
+        together = (slice(-len(args[0]), None),)
+        self.program = Entry(flat, self._inputs(args), borrow=True, together=together)
 
     def _arguments(self, inputs):
         leaves = list(self.leaves)
@@ -103,13 +109,14 @@ class Recording:
         return [leaves[k] for k in self.dynamic]
 
     def value(self, *args):
-        """(loss, aux, leaves of the gradient)."""
-        out = self.program.replay().run[0](*self._inputs(args))
+        """(loss, aux, gradient)."""
+        replay = self.program.replay()
+        out = replay.run[0](*self._inputs(args))
         value, aux, g = optree.tree_unflatten(self.program.out_tree, out)
-        return value, optree.tree_map(_own, aux), g
+        return value, optree.tree_map(_own, aux), _whole(g, replay.vectors[0])
 
     def with_products(self, *args):
-        """(g, direction -> [H direction, its product with d2L/dhyper dparams]); leaves all."""
+        """(g, leaves of a direction -> (H direction, leaves of d2L/dhyper dparams direction))."""
         if self.products is None:
 
             def loss(params, hyper, *rest):
@@ -121,4 +128,14 @@ class Recording:
                 loss, list(params), list(hyper), *rest, borrow=True
             )
         g, then = self.products.start(self._inputs(args))
-        return g, then
+        vectors, count = self.products.replay().vectors, len(args[0])
+
+        def products(direction):
+            found = then(direction)
+            return _whole(found[:count], vectors[1]), found[count:]
+
+        return _whole(g, vectors[0]), products
+
+
+def _whole(leaves, vector):
+    return leaves if vector is None else vector

@@ -40,12 +40,17 @@ class Replay:
     phases: lists of instructions, run one after the other by `run[k](*inputs of phase k)`; what a
     later phase needs of an earlier one is kept in place until that one runs again.
     inputs, outputs: one list per phase. borrow: outputs are buffers, overwritten by the next run.
+    together: per phase, a slice of its outputs to put one after the other into one vector.
+    vectors: these; None where that cannot be, as an output is no array made here, or made twice.
     """
 
-    def __init__(self, inputs, phases, outputs, *, borrow=False):
+    def __init__(self, inputs, phases, outputs, *, borrow=False, together=()):
         self.names, self.space = {}, {}
         self.pool, self.raw = {}, {}  # free memory by size; memory in use by Var
         self.owned, self.fixed = set(), set()  # Vars with a buffer; and views of these
+        self.homes = {}  # Var -> the part of a vector that it must live in
+        pairs = zip(outputs, together, strict=False)
+        self.vectors = [_vector(out[s], self.homes) for out, s in pairs]
         self.phases, self.borrow = phases, borrow
         self.flat = [i for phase in phases for i in phase]
         self.last = self._last_uses(inputs, outputs)
@@ -65,6 +70,9 @@ class Replay:
             self.names |= self.renamed
         exec(compile("\n".join(self.source), "<replay>", "exec"), self.space)
         self.run = [self.space[f"phase{k}"] for k in range(len(phases))]
+        for k, s in enumerate(together):
+            if self.vectors[k] is not None and not self.owned.issuperset(outputs[k][s]):
+                self.vectors[k] = None
 
     # Lifetimes.
 
@@ -91,6 +99,9 @@ class Replay:
 
     def _buffer(self, var):
         value = var.value
+        if var in self.homes:
+            self._own(var, self.homes[var], None)
+            return self.names[var]
         raw = self.pool.get(value.nbytes)
         raw = raw.pop() if raw else _aligned(value.nbytes)
         array = np.ndarray(value.shape, value.dtype, raw, strides=value.strides)
@@ -106,6 +117,8 @@ class Replay:
 
     def _take_over(self, out, dying, inputs, at):
         """Let an elementwise result live where an operand dies; says whether it does."""
+        if out in self.homes:
+            return False
         for x in dying:
             if not (isinstance(x, Var) and x in self.raw and self.last[x] == at):
                 continue
@@ -276,6 +289,21 @@ class Replay:
             else:
                 shared = isinstance(x, np.ndarray)
             yield f"{self._name(x)}.copy('K')" if shared else self._name(x)
+
+
+def _vector(parts, homes):
+    """A vector for all parts, their homes added to those; None where they cannot lie in one."""
+    plain = all(isinstance(x, Var) and x.root is x and _can_own(x) for x in parts)
+    if not (parts and plain and len(set(parts)) == len(parts) and homes.keys().isdisjoint(parts)):
+        return None
+    kinds = {x.value.dtype for x in parts}
+    if len(kinds) > 1 or not all(_in_c_order(x.value) for x in parts):
+        return None
+    ends = np.cumsum([0, *(x.value.size for x in parts)]).tolist()
+    vector = np.ndarray(ends[-1], kinds.pop(), _aligned(sum(x.value.nbytes for x in parts)))
+    for x, lo, hi in zip(parts, ends, ends[1:], strict=False):
+        homes[x] = vector[lo:hi].reshape(x.value.shape)
+    return vector
 
 
 def _rows(i):

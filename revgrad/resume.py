@@ -132,7 +132,10 @@ class Log:
     def forwards(self, t, steps, state, memory, watched, largest, g=None):
         """Save the state before step t of a run of `steps` steps; returns its (value, gradient)."""
         leaves = self.program.layout.leaves(state.variables["params"])
-        first = g or self.program.gradient.value(leaves, min(t, steps - 1))
+        first = g
+        if first is None:
+            value, flat = self.program.gradient.value(leaves, min(t, steps - 1))
+            first = value, flat.copy()
         facts = {"phase": "forwards", "largest": largest, "ended": t == steps}
         parts = [*self._state(state), ("watched", "F64", np.array(watched, np.float64))]
         self._write(facts, t, steps, memory, first[1], parts)

@@ -92,6 +92,20 @@ class Layout:
         return f"{self.of}{self.paths[k]}"
 
 
+class Decoder:
+    """Leaves of the params, in memory of their own that the next call overwrites."""
+
+    def __init__(self, layout):
+        self.flat = {dtype: np.empty(layout.size, dtype) for dtype in set(layout.dtypes)}
+        kinds = {dtype: layout.split(flat) for dtype, flat in self.flat.items()}
+        self.leaves = [kinds[dtype][k] for k, dtype in enumerate(layout.dtypes)]
+
+    def __call__(self, fixed):
+        for flat in self.flat.values():
+            fixed.decode(out=flat)
+        return self.leaves
+
+
 @dataclass(slots=True)
 class State:
     """The integers of a run: a FixedArray per variable, a buffer per scaled variable."""
@@ -117,7 +131,7 @@ class State:
         parts = [x.values for x in self.variables.values()]
         parts += [b.heads for b in self.buffers.values() if hasattr(b, "heads")]
         words = [b.words if hasattr(b, "words") else b.bits for b in self.buffers.values()]
-        sums = [f(x) for x in parts for f in (np.add.reduce, np.bitwise_xor.reduce)]
+        sums = map(np.add.reduce, parts)
         return b"".join(int(x).to_bytes(16, "little", signed=True) for x in (*words, *sums))
 
     def digest(self):

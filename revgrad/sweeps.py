@@ -7,7 +7,7 @@ import optree
 
 from revgrad.arrays import plain
 from revgrad.errors import ClosureError, NotFinite, StopRun
-from revgrad.gradient import CLOSURE
+from revgrad.gradient import CLOSURE, own
 from revgrad.memories import Nothing, every_so_often
 from revgrad.noise import NoiseWatch
 from revgrad.program import Program
@@ -147,7 +147,7 @@ def _taken_up(log, program, steps, state, cts, ct_watched):
 
 
 def _pull_watch(program, leaves, t, cts, ct):
-    _, g = watch_slope(program.run, t, leaves)
+    _, g = watch_slope(program.run, t, own(leaves))
     cts.variables["params"] = cts.variables["params"] + ct * program.layout.join(g)
 
 

@@ -784,3 +784,26 @@ def test_aux_comes_as_the_loss_gave_it(steps):
     assert all({k: type(x) for k, x in aux.items()} == kinds for aux in seen)
     assert all(aux["twice"][0] == pytest.approx(2 * aux["mean"]) for aux in seen)
     assert len({float(aux["twice"][0]) for aux in seen}) == steps
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "mixed"])
+@pytest.mark.parametrize("adjoint", [rg.Reversible(), rg.Stored()])
+def test_a_run_of_the_same_loss_within_watch_changes_no_bit(kind, adjoint):
+    """Replays lend out their buffers, which such a run overwrites."""
+    batches, hyper = batches_of(5, kind), hyper_of(kind)
+
+    def answer(watch):
+        def hyperloss(params):
+            trained, watched = rg.train(
+                loss, params, rg.Momentum(0.1), batches, hyper=hyper, adjoint=adjoint,
+                watch=watch, return_watched=True,
+            )  # fmt: skip
+            return validation_loss(trained) + watched[2]
+
+        return rg.value_and_grad(hyperloss)(params_of(kind))
+
+    def disturbing(t, params):
+        rg.train(loss, params_of(kind, seed=t + 7), rg.Momentum(0.3), batches, hyper=hyper)
+        return validation_loss(params)
+
+    assert bits(answer(disturbing)) == bits(answer(lambda t, params: validation_loss(params)))
