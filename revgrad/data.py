@@ -40,6 +40,7 @@ _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 
 _IDX_DIMENSIONS = 32
 _DEFLATE_RATIO = 1032  # the most bytes that one byte of a deflate stream can stand for
 _WORD = 2**64
+_ORDERS = 2**22  # bytes of row orders that minibatches keep, for the way back
 _NO_EPOCH = _WORD - 1  # the order of a whole data set, apart from every epoch's
 
 
@@ -299,8 +300,7 @@ class Minibatches:
                 f"pass a size from 1 to {self._count}."
             )
         self.steps_per_epoch = self._count // self.size
-        # One tuple, replaced whole: a thread sees an epoch with its own order or the one before.
-        self._latest = (None, None)
+        self._orders = {}  # of the latest epochs; replaced whole, so that threads may share it
 
     def __call__(self, step):
         """The batch of `step`, a non-negative integer: copies of `size` rows of every leaf."""
@@ -316,12 +316,13 @@ class Minibatches:
         return self._order(epoch)[place * self.size : (place + 1) * self.size]
 
     def _order(self, epoch):
-        known, order = self._latest
-        if known != epoch:
+        orders = self._orders
+        if epoch not in orders:
             order = _permutation(self._count, self.seed, epoch)
             order.flags.writeable = False
-            self._latest = (epoch, order)
-        return order
+            room = max(1, _ORDERS // order.nbytes) - 1
+            self._orders = orders = dict([*orders.items()][-room:] if room else ()) | {epoch: order}
+        return orders[epoch]
 
     def __repr__(self):
         return (

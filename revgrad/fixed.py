@@ -285,8 +285,8 @@ class FusedStep:
             if not (ratio.values if type(ratio) is Segments else ratio).narrow:
                 return None
         key = (
-            *reads, *_kinds(reads), None, *emit, *(_kinds(emit) if emit else ()), None,
-            *into, *(_kinds(into) if into else ()), *(_kinds(ratios) if self.pull else ()),
+            *reads, *kinds_of(reads), None, *emit, *(kinds_of(emit) if emit else ()), None,
+            *into, *(kinds_of(into) if into else ()), *(kinds_of(ratios) if self.pull else ()),
         )  # fmt: skip
         try:
             return self._plans[key]
@@ -424,7 +424,7 @@ BLOCK = kernel.FUSED_ELEMENTS
 CHUNK_BLOCKS = CHUNK // BLOCK
 
 
-def _kinds(values: dict) -> list[str]:
+def kinds_of(values: dict) -> list[str]:
     """What distinguishes plans: a number, one per segment, or a vector of a dtype."""
     return [
         "" if (kind := type(x)) in NUMBERS

@@ -15,9 +15,9 @@ from revgrad.snapshots import stride
 DIGESTS = 32  # about how often a run notes where it is, to say later where it was lost
 
 
-def every_so_often(steps):
+def every_so_often(steps, looks=DIGESTS):
     """How many steps lie between two looks at a run."""
-    return max(1, ceil(steps / DIGESTS))
+    return max(1, ceil(steps / looks))
 
 
 def state_bytes(state):

@@ -12,6 +12,7 @@ import numpy as np
 
 from revgrad.errors import PrecisionWarning
 from revgrad.statements import Scale, global_norm
+from revgrad.step import wide
 
 DROWNED = 0.01  # of the largest step: a change of it that counts
 WORTH_A_WARNING = 0.01  # of the weights
@@ -39,6 +40,7 @@ class NoiseWatch:
     def __call__(self, t, state, g):
         if t not in self.looks:
             return
+        g = wide(g)
         variables = {s.target: state.variables[s.target] for s in self.statements}
         variables["params"] = state.variables["params"]
         values = {k: x.values[self.part] * 2.0**-x.fraction_bits for k, x in variables.items()}

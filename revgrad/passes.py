@@ -6,7 +6,7 @@ statements say, `advance` and `can_pull` say so, and the program goes statement 
 
 import numpy as np
 
-from revgrad.fixed import FusedStep
+from revgrad.fixed import FusedStep, kinds_of
 from revgrad.statements import OF_LOSS, Scale, global_norm
 from revgrad.step import Point, pull_function, wide
 
@@ -16,7 +16,7 @@ class Passes:
 
     def __init__(self, program, state):
         self.program, self.state, self.layout = program, state, program.layout
-        self.latest = (None, {}, None)
+        self.latest, self.known = (None, {}, None), {}
         statements = program.statements
         order = [statements[i] for i in program.order or range(len(statements))[::-1]]
         first = 1 + max((k for k, s in enumerate(order) if s.target == "params"), default=-1)
@@ -47,7 +47,11 @@ class Passes:
         into = {"g": reads["g"]} if self.takes_g else {}
         if not self.apart or ratios is None:
             return False
-        return all(step.fused(reads, ratios, into) for step in (self.last_undo, self.again))
+        kinds = tuple(kinds_of(ratios))  # of what is read, kinds are the same at every step
+        if kinds not in self.known:
+            steps = self.last_undo, self.again
+            self.known[kinds] = all(step.fused(reads, ratios, into) for step in steps)
+        return self.known[kinds]
 
     def retreat(self, t, cotangents, gradient):
         """Undo step t and pull cotangents back through its statements.
@@ -95,7 +99,7 @@ class Passes:
         for s in program.statements:
             if isinstance(s, Scale):
                 ratio = program.schedule.ratio_at(s, reads, t)
-                if ratio is None:
+                if ratio is None or not getattr(ratio, "values", ratio).narrow:
                     return reads, None
                 ratios[s.target] = ratio
         return reads, ratios

@@ -172,7 +172,7 @@ class Program:
                 step=t,
             )
         if self.inspect is not None:
-            self.inspect(t, state, wide(g))
+            self.inspect(t, state, g)
         return value, g
 
     def _overflow(self, error, t, target, g):

@@ -16,6 +16,8 @@ from revgrad.state import Cotangents
 from revgrad.tape import Box
 from revgrad.transforms import value_and_grad
 
+LOOKS = 8  # at about how many steps the largest number of a variable is looked for
+
 
 def forwards(adjoint, run, values, *, remember):
     """Train; returns (program, memory, final state, steps taken, watched values, log).
@@ -189,7 +191,7 @@ class Survey:
     def __init__(self, run, program):
         self.run, self.largest = run, {}
         self.noise = program.inspect = NoiseWatch(program, run.steps)
-        self.every = every_so_often(run.steps)
+        self.every = every_so_often(run.steps, LOOKS)
 
     def look(self, t, state):
         if t % self.every == 0:
