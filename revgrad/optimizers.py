@@ -38,7 +38,8 @@ class Momentum(Optimizer):
     """v <- momentum v - (1 - momentum) g;  params <- params + learning_rate v.
 
     The rate is the whole effective rate: 1 is a usual value. weight_decay is added to g, times the
-    params. Reversible. Source: Maclaurin et al. 2015, algorithm 1.
+    params. Reversible. Source: Maclaurin et al. 2015, algorithm 1; their code's way of
+    rounding momenta is `train(..., arithmetic=FixedPoint(rounding="truncated"))`.
     """
 
     learning_rate: Any

@@ -33,12 +33,15 @@ class Ratio:
 
     n, d: at least 1, of any size as Python integers; arrays are read-only, or copied. Not
     reduced to lowest terms: 2/4 destroys as many bits as 1/2, but other ones.
+    given: the factor, or array of them, that n/d stands for, where statements shall read that and
+        not n/d; see `value`. No part of what is equal.
     narrow: whether every n/d fits a machine-word head (n <= d <= 2**24 and d <= n * 2**16).
     Raises: RatioRefused where n or d is below 1.
     """
 
     n: Any
     d: Any
+    given: Any = field(default=None, repr=False)
     narrow: bool = field(init=False, repr=False)
     _order: tuple[bool, bool] = field(init=False, repr=False)  # whether some n < d, some n > d
     _columns: list[Any] = field(init=False, repr=False, default_factory=list)
@@ -66,7 +69,7 @@ class Ratio:
             object.__setattr__(self, name, value)
 
     def __reduce__(self) -> Any:
-        return Ratio, (self.n, self.d)
+        return Ratio, (self.n, self.d, self.given)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Ratio):
@@ -95,9 +98,9 @@ class Ratio:
         for k in range(len(self.n)):
             span = width * k, width * (k + 1)
             columns = [self.columns.part(*span)] if self.narrow else []
-            row = object.__new__(Ratio)
-            given = (self.n[k], self.d[k], self.narrow, self._order, columns, [values[k]], [])
-            for name, value in zip(self.__slots__, given, strict=True):
+            row, own = object.__new__(Ratio), None if self.given is None else values[k]
+            has = (self.n[k], self.d[k], own, self.narrow, self._order, columns, [values[k]], [])
+            for name, value in zip(self.__slots__, has, strict=True):
                 object.__setattr__(row, name, value)
             made.append(row)
         return made
@@ -129,9 +132,9 @@ class Ratio:
 
     @property
     def value(self) -> Any:
-        """n/d in float64, of the shape of n: the factor that every statement should read."""
+        """The factor that every statement should read, in float64: n/d, or `given` if given."""
         if not self._values:
-            value = self.n / self.d
+            value = self.n / self.d if self.given is None else np.array(self.given, float)[()]
             if np.ndim(value):
                 value.setflags(write=False)
             self._values.append(value)
@@ -140,7 +143,7 @@ class Ratio:
     @property
     def inverse(self) -> Ratio:
         """d/n."""
-        return Ratio(self.d, self.n)
+        return Ratio(self.d, self.n, None if self.given is None else 1 / self.given)
 
     @classmethod
     def of(cls, factor: Any, rounding: str = "nearest") -> Ratio:
@@ -152,7 +155,8 @@ class Ratio:
             in its own dtype (float32(0.9) is 9/10) or is rounded to it (1/3 in float64); else
             d = 2**16; where that misses 1 - factor by more than 1e-3 of it, a larger power of two
             up to 2**24, then 1 - 1/d. Only 1 becomes 1.
-        rounding="truncated": d = 2**16, n = trunc(factor * 2**16) + 1 <= d, also for fractions.
+        rounding="truncated": d = 2**16, n = trunc(factor * 2**16) + 1 <= d, also for fractions;
+            statements go on reading the factor itself.
         Raises: RatioRefused for what is not in (0, 1] or within about 2**-24 of 1.
         Source: Maclaurin et al. 2015, their code, for "truncated".
         """
@@ -164,10 +168,12 @@ class Ratio:
             return _of_rational(factor, rounding)
         values = _floats(factor)
         if values.ndim == 0:
-            return cls(*_snap_one(values.dtype.char, float(values), rounding))
+            given = values.astype(np.float64)[()] if rounding == "truncated" else None
+            return cls(*_snap_one(values.dtype.char, float(values), rounding), given)
         distinct, where = np.unique(values, return_inverse=True)
         n, d = _snap(distinct, rounding)
-        return cls(n[where].reshape(values.shape), d[where].reshape(values.shape))
+        given = values.astype(np.float64) if rounding == "truncated" else None
+        return cls(n[where].reshape(values.shape), d[where].reshape(values.shape), given)
 
 
 def _whole(digits: Any) -> int:
@@ -212,7 +218,9 @@ def _of_rational(factor: Rational, rounding: str) -> Ratio:
     n, d = int(factor.numerator), int(factor.denominator)
     if not 0 < n <= d:
         _refuse(factor)
-    return Ratio(n, d) if rounding == "nearest" else Ratio(min(n * D_FAST // d + 1, D_FAST), D_FAST)
+    if rounding == "nearest":
+        return Ratio(n, d)
+    return Ratio(min(n * D_FAST // d + 1, D_FAST), D_FAST, n / d)
 
 
 @lru_cache(maxsize=4096)

@@ -1,6 +1,6 @@
 """The optimizer's hyperparameters over the steps of a run: numbers, vectors, and exact ratios.
 
-A factor is snapped to integers before any statement reads it, so that all read the snapped value.
+A factor is snapped to integers before any statement reads it, so that all read its ratio's value.
 """
 
 import numpy as np
@@ -44,6 +44,11 @@ class Schedule:
     def _ratio(self, factor, above_one):
         return ratio_of(factor, self.run.arithmetic.rounding, above_one)
 
+    @property
+    def _reads_given(self):
+        """Whether statements read a factor as it was given, not its n/d: see `Ratio.of`."""
+        return self.run.arithmetic.rounding == "truncated"
+
     # At a step.
 
     def value(self, name, t):
@@ -64,8 +69,9 @@ class Schedule:
         by, constant = statement.by, self._is_constant(statement)
         if by in self.ratios and self.run.spreads[by].segmented:
             n, d = self.ratios[by]
-            make = lambda rows: map(Segments, Ratio(rows(n, np.int64), rows(d, np.int64)).rows)
-            return self._row(by, t, make, "ratio")
+            given = lambda rows: rows(self.values[by]) if self._reads_given else None
+            ratio = lambda rows: Ratio(rows(n, np.int64), rows(d, np.int64), given(rows))
+            return self._row(by, t, lambda rows: map(Segments, ratio(rows).rows), "ratio")
         own = {} if statement.literal else {name: reads[name] for name in statement.reads}
         if not any(isinstance(x, Segments) for x in own.values()):
             return self.factor(statement, own, t)[0]
@@ -116,7 +122,8 @@ class Schedule:
         spread, parts = self.run.spreads[statement.by], self.ratios[statement.by]
         layout = self.run.layout_of(statement.by)
         n, d = (spread.flat(part, t, layout, np.int64) for part in parts)
-        return Ratio(int(n), int(d)) if spread.scalar else Ratio(n, d)
+        given = self.value(statement.by, t) if self._reads_given else None
+        return Ratio(int(n), int(d), given) if spread.scalar else Ratio(n, d, given)
 
     def _once(self, key, constant, make):
         """What make() gives; made once where that is the same at every step."""
@@ -198,4 +205,5 @@ def ratio_of(factor, rounding, above_one):
     down = Ratio.of(np.divide(1, factor, out=factor.copy(), where=rises), rounding)
     if not factor.ndim:
         return down.inverse
-    return Ratio(np.where(rises, down.d, down.n), np.where(rises, down.n, down.d))
+    given = None if down.given is None else factor
+    return Ratio(np.where(rises, down.d, down.n), np.where(rises, down.n, down.d), given)

@@ -9,6 +9,7 @@ import optree
 
 from revgrad.buffer import BignumBuffer, InformationBuffer
 from revgrad.fixed import FRACTION_BITS_MAX
+from revgrad.ratio import ROUNDINGS
 
 BUFFERS = {"words": InformationBuffer, "bignum": BignumBuffer}
 
@@ -21,7 +22,8 @@ class FixedPoint:
         52 (params) or what its first gradient suggests, at most 60 (second moments 70).
     buffer: "words" (compiled, machine-word heads and a bignum tail) or "bignum" (one bignum per
         element, Maclaurin et al. 2015, algorithm 3; slower, takes ratios of any size).
-    rounding: "nearest", or "truncated" for the 2015 authors' n = trunc(f 2^16) + 1.
+    rounding: "nearest", or "truncated" for the 2015 authors' n = trunc(f 2^16) + 1, with which
+        everything but the scaling itself, as the 1 - momentum of `Momentum`, reads f unrounded.
     """
 
     fraction_bits: dict = field(default_factory=dict)
@@ -31,6 +33,8 @@ class FixedPoint:
     def __post_init__(self):
         if self.buffer not in BUFFERS:
             raise ValueError(f"buffer={self.buffer!r}; choose one of {sorted(BUFFERS)}.")
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding={self.rounding!r}; choose one of {sorted(ROUNDINGS)}.")
         for name, bits in self.fraction_bits.items():
             if not 0 <= bits <= FRACTION_BITS_MAX:
                 raise ValueError(
