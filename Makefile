@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard revgrad/_ext/*.pyx revgrad/_ext/*.pxd revgrad/_ext/*.h)
 
-.PHONY: demo test lint bench oracles clean
+.PHONY: demo test lint bench figures oracles clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -25,6 +25,10 @@ lint: $(VENV)/ready-examples,test
 
 bench: $(VENV)/ready-examples,bench
 	set -e; for file in $(wildcard benchmarks/bench_*.py); do $(BIN)/python $$file --quick $(ARGS); done
+
+# All experiments of docs/reproduction.md at full size, hours; goes on where it was when killed.
+figures: $(VENV)/ready-examples
+	$(BIN)/python docs/make_reproduction.py --run $(ARGS)
 
 # JAX and PyTorch, against which the oracle tests compare; `make test` skips those tests without them.
 oracles: $(VENV)/ready-examples,test,oracle
