@@ -17,6 +17,7 @@ import argparse
 import ast
 import json
 import math
+import runpy
 import shutil
 import subprocess
 import sys
@@ -61,18 +62,16 @@ BITS = "bits per weight and step"  # the key of a record, where there is one
 
 
 def constants(example):
-    """(docstring, PAPER or {}) of an example, which is read and not run."""
-    tree = ast.parse(example.read_text(encoding="utf-8"))
-    found = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PAPER":
-            try:
-                found = ast.literal_eval(node.value)
-            except ValueError:
-                raise ValueError(
-                    f"{example.name}: PAPER must be written out, in numbers and strings alone."
-                ) from None
-    return ast.get_docstring(tree) or "", found
+    """(docstring, PAPER or {}) of an example, which is imported only if it has such a table."""
+    text = example.read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(text)) or ""
+    if "\nPAPER = " not in text:
+        return docstring, {}
+    sys.path.insert(0, str(example.parent))  # where its neighbours are
+    try:
+        return docstring, runpy.run_path(str(example))["PAPER"]
+    finally:
+        sys.path.remove(str(example.parent))
 
 
 def looked_up(values, key):

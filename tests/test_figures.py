@@ -1,6 +1,10 @@
 """The figures of the 2015 paper: at published numbers where that is quick, and quick runs."""
 
+import json
+import signal
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +26,10 @@ def examples_can_be_imported(monkeypatch):
 
 def _is_example(module):
     return (getattr(module, "__file__", None) or "").startswith(str(EXAMPLES))
+
+
+def values_in(record):
+    return json.loads(record.read_text(encoding="utf-8"))["values"]
 
 
 def beside_the_paper(example, record):
@@ -75,3 +83,71 @@ def figure_1_by_hand(figure):
         velocities = [0.9 * v - 0.1 * s for v, s in zip(velocities, slopes, strict=True)]
         log_rate, logit = log_rate + 0.01 * velocities[0], logit + 0.01 * velocities[1]
     return losses
+
+
+# Figures 2 to 5.
+
+
+def test_first_outer_steps_of_figure_3(mnist_dir):
+    import learn_schedules as figure
+    from authors import AuthorsAdam
+
+    problem = figure.Problem(figure.Settings())
+    start = problem.hyper(*figure.STARTS["paper"])
+    found = rg.minimize(problem.hyperloss, start, AuthorsAdam(0.04), until=4, progress=False)
+    np.testing.assert_allclose(found.values, [0.5314, 0.4579, 0.3932, 0.3245], atol=2e-3)
+    problem.hyperloss(start, 0, problem.loss_on_all)
+    curve = np.take(problem.report.watched, [0, 1, 2, 50, 99])
+    np.testing.assert_allclose(curve, [2.3019, 2.3001, 2.2977, 1.0076, 0.5343], atol=2e-3)
+
+
+def test_learn_schedules_quickly(tmp_path):
+    import learn_schedules as figure
+
+    values = figure.main(figure.Settings(tmp_path, quick=True, data="digits"))
+    assert len(values) == 3 and values[2] < values[0]
+    record = values_in(tmp_path / "learn_schedules.json")
+    for name, last in (("initial", values[0]), ("final", values[2])):
+        assert record["curves"][name][0] > 2 > 1.2 * last
+    assert record["bits per weight and step"] > 0
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+from killed import tick_until
+tick_until({kill}, lambda: os.kill(os.getpid(), signal.SIGKILL))
+import learn_schedules as figure
+figure.main(figure.Settings(Path({folder!r}), quick=True, data="digits"))
+"""
+
+
+def test_learn_schedules_ends_with_the_same_numbers_when_killed(tmp_path):
+    paths = [str(Path(__file__).parent), str(EXAMPLES)]
+    records = []
+    for kills in ((), (30, 50)):  # in the first meta-iteration, then, taken up, in the second
+        folder = tmp_path / str(len(kills))
+        folder.mkdir()
+        for kill in (*kills, -1):
+            script = KILLED.format(paths=paths, kill=kill, folder=str(folder))
+            ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+            assert ended.returncode == (0 if kill < 0 else -signal.SIGKILL), ended.stderr
+        assert not (folder / "learn_schedules.safetensors").exists()
+        records.append(values_in(folder / "learn_schedules.json"))
+    assert records[0] == records[1]
+
+
+def test_smooth_hypergradients_have_the_same_bits_in_any_number_of_processes(tmp_path):
+    import smooth_hypergradients as figure
+
+    settings = figure.Settings(data="digits", seeds=4, steps=20, examples=1_000)
+    records = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        figure.main(replace(settings, folder=folder, processes=processes))
+        records.append(values_in(folder / "smooth_hypergradients.json"))
+    assert records[0] == records[1]
+    mean = np.mean([figure.hypergradient(figure.Problem(settings), k)[0] for k in range(4)], axis=0)
+    np.testing.assert_allclose(mean[:-1].sum(0), list(records[0]["sums"].values()), rtol=1e-12)
