@@ -2,10 +2,12 @@
 
 import gzip
 import hashlib
+import io
 import pickle
 import struct
 import sys
 import types
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -388,3 +390,104 @@ def test_steps_and_seeds_are_checked():
         batches(1.0)
     with pytest.raises(ValueError, match="seed is -1"):
         data.minibatches(np.zeros(3), 1, -1)
+
+
+# Omniglot.
+
+
+def drawing(ink=(), size=(105, 105)):
+    """A PNG with black pixels on white."""
+    image = pytest.importorskip("PIL.Image").new("1", size, 1)
+    for place in ink:
+        image.putpixel(place, 0)
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.fixture
+def omniglot_zip(tmp_path, monkeypatch):
+    """A function that writes entries, (name, content) pairs, as Omniglot's small set 1."""
+    monkeypatch.setenv("REVGRAD_DATA", str(tmp_path))
+    (tmp_path / "omniglot").mkdir()
+
+    def write(entries):
+        path = tmp_path / "omniglot/images_background_small1.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in entries:
+                archive.writestr(name, content)
+        return path
+
+    return write
+
+
+def entry(character, drawer, content, alphabet="Greek", stem="images_background_small1"):
+    return f"{stem}/{alphabet}/character{character:02}/{drawer:04}.png", content
+
+
+def test_omniglot_averages_ink_over_boxes(omniglot_zip):
+    omniglot_zip([entry(1, 2, drawing()), entry(1, 1, drawing([(0, 0), (104, 3)]))])
+    found = data.omniglot()["Greek"]
+    assert found.shape == (1, 2, 28, 28)
+    assert found.dtype == np.float32
+    whole = (28 / 105) ** 2
+    assert found[0, 0, 0, 0] == pytest.approx(whole)
+    assert found[0, 0, 0, 27] == pytest.approx(0.75 * whole)  # 3/4 of the pixel's height
+    assert found[0, 0, 1, 27] == pytest.approx(0.25 * whole)
+    assert np.count_nonzero(found) == 3
+    assert data.omniglot(side=105, dtype=np.float64)["Greek"].sum() == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("entries", "what"),
+    [
+        (lambda: [("../evil.png", drawing())], "evil.png"),
+        (lambda: [entry(1, 1, drawing(), alphabet="..")], "ALPHABET"),
+        (lambda: [entry(1, 1, drawing(), stem="other")], "other"),
+        (lambda: [entry(1, 1, drawing(size=(104, 105)))], "104"),
+        (lambda: [entry(1, 1, bytes(200_000))], "expands to 200000"),
+        (lambda: [entry(1, 1, b"GIF89a no picture")], "no whole PNG"),
+        (lambda: [entry(1, 1, drawing()[:-30])], "no whole PNG"),
+        (lambda: [entry(1, k, drawing()) for k in (1, 2)] + [entry(2, 1, drawing())], "1, 2"),
+        (list, "drawn"),
+    ],
+)
+def test_what_is_not_omniglot_is_refused(omniglot_zip, entries, what):
+    omniglot_zip(entries())
+    with pytest.raises(ValueError, match=what):
+        data.omniglot()
+
+
+def test_a_cut_zip_is_refused(omniglot_zip):
+    path = omniglot_zip([entry(1, 1, drawing())])
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="damaged zip"):
+        data.omniglot()
+
+
+def test_omniglot_refuses_other_parts_and_sides():
+    with pytest.raises(ValueError, match="small1, small2"):
+        data.omniglot("large")
+    for side in (0, 106):
+        with pytest.raises(ValueError, match="1 to 105"):
+            data.omniglot(side=side)
+
+
+def test_a_missing_omniglot_says_where_it_was_looked_for(no_data):
+    with pytest.raises(FileNotFoundError, match=r"images_background_small2\.zip"):
+        data.omniglot("small2")
+
+
+def test_the_official_omniglot():
+    try:
+        data.find("omniglot/images_background_small1.zip")
+    except FileNotFoundError as error:
+        pytest.skip(f"Omniglot is absent: {error}")
+    found = data.omniglot("small1")
+    counts = {"Balinese": 24, "Early_Aramaic": 22, "Greek": 24, "Korean": 40, "Latin": 26}
+    assert {k: len(x) for k, x in found.items()} == counts
+    assert all(x.shape[1:] == (20, 28, 28) for x in found.values())
+    assert all(x.min() >= 0 and x.max() <= 1.000001 for x in found.values())
+    assert (
+        0.06 < np.mean([x.mean() for x in found.values()]) < 0.1
+    )  # ink on paper, not paper on ink
