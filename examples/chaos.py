@@ -1,0 +1,153 @@
+"""Training loss against the learning rate, and where its exact derivative stops being of use.
+
+The derivative of the final loss with respect to one log learning rate, at 200 rates (Maclaurin et
+al. 2015, figure 10). As the rate grows training becomes chaotic: the derivative stays exact, but of
+a curve so ragged that it says nothing about the curve's course. How much it says is measured by its
+distance to the slope between the neighbours on the paper's grid of 1,000 rates. `Report.chaos`, the
+growth of log |dL/dparams| per step on the way back, sees it coming from a single run.
+
+    python examples/chaos.py                          MNIST, 6 minutes on one core
+    python examples/chaos.py --data digits --quick    seconds
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+import revgrad as rg
+from revgrad import data
+from revgrad.extend import Add, Optimizer, Scale
+from revgrad.nn import softmax_cross_entropy
+from revgrad.records import Record
+
+GRID = np.linspace(0.5, 2.5, 1000)  # log rates, the paper's
+BANDS = (0.5, 1.25, 1.5, 1.75, 2.0, 2.25)
+AUTHORS = {  # in their files: place on the grid, final loss, its derivative
+    0: (0.0288064, -0.0620982),
+    125: (0.0165858, -0.0352997),
+    250: (0.00956840, -0.0206347),
+    375: (0.00560651, -0.0119406),
+    450: (0.00412201, -0.0101711),
+    499: (0.00427716, -0.117729),
+}
+PAPER = {
+    f"{what} at log rate {GRID[k]:.4f}": (value, f"{k}/{what}")
+    for k, row in AUTHORS.items()
+    for what, value in zip(("loss", "slope"), row, strict=True)
+}
+
+
+@dataclass
+class Settings:
+    folder: Path = Path(".")
+    quick: bool = False
+    data: Literal["mnist", "digits"] = "mnist"
+    steps: int = 50
+
+
+@dataclass(frozen=True, eq=False)
+class AuthorsMomentum(Optimizer):
+    """Theirs scales the velocity by the rounded momentum, and g by 1 minus the one as given."""
+
+    learning_rate: Any
+    momentum: Any = 0.9
+    as_given: Any = 0.9
+    statements: ClassVar = (
+        Scale("velocity", by="momentum"),
+        Add("velocity", lambda g, as_given: -(1 - as_given) * g),
+        Add("params", lambda velocity, learning_rate: learning_rate * velocity),
+    )
+
+
+ROUNDED = rg.FixedPoint({"params": 52, "velocity": 52}, rounding="truncated")
+
+
+def logits(params, x):
+    for weights, bias in params[:-1]:
+        x = np.tanh(x @ weights + bias)
+    return x @ params[-1][0] + params[-1][1]
+
+
+def loss(params, _hyper, batch):
+    return softmax_cross_entropy(logits(params, batch[0]), batch[1])
+
+
+class Problem:
+    def __init__(self, s):
+        read = data.mnist if s.data == "mnist" else data.digits
+        x, y = read(1000, 10, dtype=np.float64).train
+        y = data.one_hot(y, 10, np.float64)
+        self.steps, self.everything = s.steps, (x, y)
+        self.batches = list(zip(np.split(x, 4), np.split(y, 4), strict=True))
+        shapes = [shape for n, m in pairwise((x.shape[1], 200, 50, 10)) for shape in ((n, m), (m,))]
+        noise = np.random.RandomState(0)
+        for _ in range(2):  # theirs draws a velocity first, and multiplies it by 0
+            drawn = [np.exp(-2) * noise.randn(*shape) for shape in shapes]
+        self.start = list(zip(drawn[::2], drawn[1::2], strict=True))
+
+    def final_loss(self, log_rate, report=None):
+        trained = rg.train(
+            loss, self.start, AuthorsMomentum(np.exp(log_rate)), self.batches, steps=self.steps,
+            adjoint=rg.Reversible(), arithmetic=ROUNDED, report=report,
+        )  # fmt: skip
+        return loss(trained, None, self.everything)
+
+    def point(self, log_rate):
+        """What there is to know at a rate; None for what left the floats."""
+        report, step = rg.Report(), GRID[1] - GRID[0]
+        found = {"log rate": log_rate, "loss": None, "slope": None, "difference": None}
+        try:
+            found["loss"], found["slope"] = rg.value_and_grad(self.final_loss)(log_rate, report)
+            ahead, behind = (self.final_loss(log_rate + e) for e in (step, -step))
+            found["difference"] = (ahead - behind) / (2 * step)
+        except (rg.NotFinite, rg.FixedOverflow):
+            pass
+        return found | {"chaos": report.chaos}
+
+
+def picture(points, path):
+    x, losses, slopes, differences, chaos = (
+        np.array([p[name] for p in points], float)
+        for name in ("log rate", "loss", "slope", "difference", "chaos")
+    )
+    rows = (
+        ("training loss (nats)", losses, (0, 0.1)),
+        ("dL / dlog rate (nats)", slopes, (-0.5, 0.5)),
+        ("distance of slope and\ndifference quotient", abs(slopes / differences - 1), (1e-8, 1e8)),
+        ("chaos: growth of\nlog |dL/dparams| per step", chaos, (None, None)),
+    )
+    figure, axes = plt.subplots(len(rows), sharex=True, figsize=(7, 9), layout="constrained")
+    for ax, (label, values, limits) in zip(axes, rows, strict=True):
+        ax.plot(x, values, ".-", ms=3, lw=0.6)
+        ax.set(ylabel=label, ylim=limits)
+    axes[2].set_yscale("log")
+    axes[3].set_xlabel("log learning rate")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(s):
+    record, problem = Record(s.folder / "chaos.json", s), Problem(s)
+    wanted = [*range(0, 375, 8), *range(375, 900, 4), *range(900, 1000, 6), *AUTHORS]
+    wanted = [0, 20, 40, 500, 520, 540] if s.quick else sorted({*wanted})
+    points = [record.once(f"{k}", lambda k=k: problem.point(GRID[k])) for k in tqdm(wanted)]
+    for low, high in pairwise(BANDS):
+        band = [p for p in points if low <= p["log rate"] < high and p["difference"]]
+        if band:
+            distance = np.median([abs(p["slope"] / p["difference"] - 1) for p in band])
+            chaos = np.median([p["chaos"] for p in band])
+            record[f"log rate {low} to {high}"] = {"distance": distance, "chaos": chaos}
+            print(f"log rate {low} to {high}: distance {distance:.2g}, chaos {chaos:.3f} per step")
+    picture(points, s.folder / "chaos.png")
+    record.finish()
+    return points
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
