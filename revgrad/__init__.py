@@ -50,6 +50,7 @@ from revgrad.outer import minimize
 from revgrad.ratio import Ratio
 from revgrad.report import Report
 from revgrad.rules.indexing import at
+from revgrad.scan import scan
 from revgrad.state import FixedPoint
 from revgrad.train import train
 from revgrad.transforms import (
@@ -126,6 +127,7 @@ __all__ = [
     "minimize",
     "per_step",
     "positive",
+    "scan",
     "show",
     "simplex",
     "stop_gradient",

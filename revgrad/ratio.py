@@ -23,7 +23,7 @@ TOLERANCE = 1e-3  # of 1 - f, which is what multiplying T times by f depends on
 QUOTIENTS = 26  # partial quotients until the denominator passes D_FAST: Fibonacci's 24, and two
 DECIMALS = 14  # digits after the point: 9 significant ones of a float32 >= 2**-17
 
-ROUNDINGS = ("nearest", "truncated")
+ROUNDINGS = ("nearest", "binary", "truncated")
 TAKES_ANY = "use Stored() or Unrolled(), which take any real factor"
 
 
@@ -155,6 +155,8 @@ class Ratio:
             in its own dtype (float32(0.9) is 9/10) or is rounded to it (1/3 in float64); else
             d = 2**16; where that misses 1 - factor by more than 1e-3 of it, a larger power of two
             up to 2**24, then 1 - 1/d. Only 1 becomes 1.
+        rounding="binary": d = 2**16 or what follows it there, for factors that were computed, not
+            written down; faster.
         rounding="truncated": d = 2**16, n = trunc(factor * 2**16) + 1 <= d, also for fractions;
             statements go on reading the factor itself.
         Raises: RatioRefused for what is not in (0, 1] or within about 2**-24 of 1.
@@ -170,6 +172,9 @@ class Ratio:
         if values.ndim == 0:
             given = values.astype(np.float64)[()] if rounding == "truncated" else None
             return cls(*_snap_one(values.dtype.char, float(values), rounding), given)
+        if rounding == "binary":
+            n, d = _snap(values.reshape(-1), rounding)
+            return cls(n.reshape(values.shape), d.reshape(values.shape))
         distinct, where = np.unique(values, return_inverse=True)
         n, d = _snap(distinct, rounding)
         given = values.astype(np.float64) if rounding == "truncated" else None
@@ -218,7 +223,7 @@ def _of_rational(factor: Rational, rounding: str) -> Ratio:
     n, d = int(factor.numerator), int(factor.denominator)
     if not 0 < n <= d:
         _refuse(factor)
-    if rounding == "nearest":
+    if rounding != "truncated":
         return Ratio(n, d)
     return Ratio(min(n * D_FAST // d + 1, D_FAST), D_FAST, n / d)
 
@@ -235,7 +240,10 @@ def _snap(factors: Floats, rounding: str) -> tuple[Int64s, Int64s]:
     if rounding == "truncated":
         n = np.minimum(np.trunc(f * D_FAST) + 1, D_FAST).astype(np.int64)
         return n, np.full_like(n, D_FAST)
-    n, d = _simplest(f) if factors.dtype == np.float64 else _as_written(factors, f)
+    if rounding == "binary":
+        n, d = (f == 1).astype(np.int64), (f == 1).astype(np.int64)
+    else:
+        n, d = _simplest(f) if factors.dtype == np.float64 else _as_written(factors, f)
     rest = np.flatnonzero(d == 0)
     n[rest], d[rest] = _nearest(f[rest])
     return n, d
@@ -289,6 +297,8 @@ def _nearest(f: Float64s) -> tuple[Int64s, Int64s]:
     n, d = np.zeros(f.shape, np.int64), np.zeros(f.shape, np.int64)
     here = np.arange(len(f))
     for bits in range(D_FAST.bit_length() - 1, D_MAX.bit_length()):
+        if not len(here):
+            break
         trial = np.clip(np.rint(f[here] * 2**bits), 1, 2**bits - 1)
         good = np.abs(f[here] - trial / 2**bits) <= TOLERANCE * (1 - f[here])
         n[here[good]], d[here[good]] = trial[good], 2**bits

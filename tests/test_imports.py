@@ -51,6 +51,8 @@ MIDDLE = (
     "unrolled",
     "tangents",
     "train",
+    "cells",
+    "scan",
     "search_log",
 )
 TOP = (

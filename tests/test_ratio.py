@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from revgrad._ext.reference import D_MAX, WORD, usable
 from revgrad.errors import RatioRefused
@@ -252,3 +253,18 @@ def test_columns_are_made_once_and_a_copy_makes_its_own():
 def test_narrow_says_what_a_head_can_hold(n, d, narrow):
     assert Ratio(n, d).narrow is narrow
     assert Ratio(np.array([1, n]), np.array([1, d])).narrow is narrow
+
+
+@given(hnp.arrays(np.float64, 5, elements=st.floats(2**-30, 1 - 2**-20)))
+def test_binary_rounding_is_near_and_never_one(factors):
+    ratio = Ratio.of(factors, "binary")
+    assert np.all((ratio.d & (ratio.d - 1) == 0) | (ratio.n == ratio.d - 1))
+    assert np.all(np.abs(ratio.value - factors) <= 1e-3 * (1 - factors))
+    assert np.all(ratio.value < 1)
+    assert Ratio.of(np.ones(3), "binary") == Ratio(np.ones(3, int), np.ones(3, int))
+    assert Ratio.of(0.3, "binary") == Ratio(19661, 2**16)
+
+
+def test_binary_rounding_refuses_what_is_too_near_one():
+    with pytest.raises(RatioRefused, match="too near 1"):
+        Ratio.of(np.array([0.5, 1 - 2**-40]), "binary")
