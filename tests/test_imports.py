@@ -47,6 +47,7 @@ MIDDLE = (
     "adjoints",
     "choice",
     "resume",
+    "arguments",
     "sweeps",
     "unrolled",
     "tangents",
