@@ -21,6 +21,7 @@ from revgrad.errors import (
     ClosureError,
     FixedOverflow,
     LeakedBox,
+    LeftDomain,
     MissingRule,
     NotConverged,
     NotFinite,
@@ -33,6 +34,7 @@ from revgrad.errors import (
 from revgrad.hyper import per_step
 from revgrad.implicit import CG, Neumann
 from revgrad.linear_map import linearize
+from revgrad.online import Paths, fit
 from revgrad.optimizers import (
     SGD,
     AdaDelta,
@@ -90,6 +92,7 @@ __all__ = [
     "Implicit",
     "LeakedBox",
     "Leapfrog",
+    "LeftDomain",
     "Lion",
     "MissingRule",
     "Momentum",
@@ -99,6 +102,7 @@ __all__ = [
     "NotFinite",
     "NotResumed",
     "NotReversed",
+    "Paths",
     "RMSProp",
     "Ratio",
     "RatioRefused",
@@ -116,6 +120,7 @@ __all__ = [
     "custom_rule",
     "diagnose",
     "elementwise_grad",
+    "fit",
     "grad",
     "hessian",
     "hvp",

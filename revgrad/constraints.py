@@ -58,6 +58,16 @@ unit_interval = Constraint(
     lambda p: np.log(p) - np.log1p(-p),
     lambda p: (p > 0) & (p < 1),
 )
+half_tanh = Constraint(
+    "half_tanh",
+    "a number between 0 and 1, neither included",
+    lambda raw: 0.5 * (np.tanh(raw) + 1),
+    lambda p: np.arctanh(2 * p - 1),
+    lambda p: (p > 0) & (p < 1),
+)
+squared = Constraint(
+    "squared", "a number above 0", np.square, np.sqrt, lambda x: (x > 0) & np.isfinite(x)
+)
 simplex = Constraint(
     "simplex",
     "positive numbers whose sum along the last axis is 1",

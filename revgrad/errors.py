@@ -99,6 +99,18 @@ class MissingRule(RevgradError, NotImplementedError):
     """
 
 
+class LeftDomain(RevgradError, ValueError):
+    """A hyperparameter that learns left its domain: a negative rate, a momentum of 1 or more.
+
+    `name` is the hyperparameter, `step` the step. Cure: a smaller step for what tunes it, or a
+    transform that keeps it inside, `transforms={"b1": "sigmoid"}`.
+    """
+
+    def __init__(self, message, name=None, step=None):
+        super().__init__(message)
+        self.name, self.step = name, step
+
+
 class PrecisionWarning(UserWarning):
     """Some weights take steps, and have hypergradients, that are in good part rounding noise.
 

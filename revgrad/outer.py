@@ -112,6 +112,8 @@ def _check_arguments(hyperloss, optimizer, stop, callback):
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}; pass one of revgrad's, e.g. Adam(0.04)."
         )
+    if optimizer.tuned_by is not None:
+        raise TypeError(f"{optimizer!r} is tuned as it goes, which only revgrad.fit does.")
     if "aux" in optimizer.reads:
         raise TypeError(f"{optimizer.name} reads aux, which only `train` hands to statements.")
     for name, f in (("hyperloss", hyperloss), ("stop", stop), ("callback", callback)):

@@ -151,6 +151,39 @@ def schedules(values_by_name, ax=None, *, xlabel="step", ylabel=None):
     return ax
 
 
+def hyperparameter_paths(paths, ax=None, label=None, *, names=None, xlabel="step"):
+    """A panel per hyperparameter with its way, as `fit` tells it; again with the same ax for more.
+
+    paths: a `Paths`, or a mapping from name to (T,). names: those to draw, by default all.
+    ax: as many Axes as there are names, or None for a new figure. A panel whose values are all
+    positive and span a factor of ten or more is logarithmic. With `label` the first has a legend.
+    Returns: array of Axes. Raises: ValueError for no names, or Axes that are not as many.
+    """
+    names = list(paths if names is None else names)
+    if not names:
+        raise ValueError("hyperparameter_paths: there is no path; nothing was tuned.")
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        size = (3.6 * len(names), 3.0)
+        ax = plt.subplots(1, len(names), figsize=size, layout="constrained", squeeze=False)[1]
+    axes = np.asarray(ax, dtype=object).reshape(-1)
+    if len(axes) != len(names):
+        raise ValueError(f"hyperparameter_paths: {len(axes)} Axes for {len(names)} names.")
+    for panel, name in zip(axes, names, strict=True):
+        values = _series("hyperparameter_paths", repr(name), paths[name])
+        steps = getattr(paths, "steps", np.arange(len(values)))
+        look = _line(len(panel.get_lines()))
+        panel.plot(steps, values, label=label, linewidth=1.4, **look)
+        if values.min() > 0 and values.max() >= 10 * values.min():
+            panel.set_yscale("log")
+        panel.set_title(name, fontsize=10)
+        _finish(panel, xlabel, None, loc="best")
+        if panel is not axes[0] and panel.get_legend():
+            panel.get_legend().remove()
+    return axes
+
+
 def _series(function, name, values):
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1:

@@ -21,7 +21,8 @@ be read by the statements of other such variables alone.
 """
 
 import inspect
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from types import NoneType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +30,7 @@ import numpy as np
 from revgrad.errors import ClosureError
 from revgrad.rules.row import cast, dtype_of, shape_of
 from revgrad.tape import Box
+from revgrad.tuning import FIELDS, Tuner, check_tuning
 
 OF_LOSS = {"g", "g_norm", "aux"}  # known at the params that a step starts from, and only there
 
@@ -131,21 +133,37 @@ class Optimizer:
     magnitudes: how large a state variable may be expected to be, if not as the first gradient: a
         function of some of g and params (the largest there are at the first step), steps and
         hyperparameters (their largest value, 0 where absent). It sets the fraction bits.
+    domains: hyperparameter -> (lowest, highest) value it may learn, if not as in `revgrad.tuning`.
+    tuned_by: the optimizer (or other tuner) by which hyperparameters learn while `revgrad.fit`
+        trains; it may have a tuned_by of its own, to any height.
+    tuned: names of those that learn; by default all but eps, eps_root and initial values.
+    transforms: name -> how what learns becomes the hyperparameter: see `revgrad.tuning.TRANSFORMS`.
     Raises at construction: TypeError for a statement that reads its own target, an unknown name, or
-    mixes what has the params' tree with what has that of aux.
+    mixes what has the params' tree with what has that of aux, or for what cannot be tuned so.
     """
 
+    tuned_by: Any = field(default=None, kw_only=True, repr=False)
+    tuned: Any = field(default=None, kw_only=True, repr=False)
+    transforms: Any = field(default=None, kw_only=True, repr=False)
+
+    domains: ClassVar[dict] = {}
     statements: ClassVar[tuple] = ()
     initial: ClassVar[dict] = {}
     magnitudes: ClassVar[dict] = {}
     optional: ClassVar[tuple] = ()
 
     def __post_init__(self):
-        absent = {f.name for f in fields(self) if _is_absent(self, f)}
+        absent = {f.name for f in hyper_fields(self) if _is_absent(self, f)}
         kept = [s for s in self.statements if _takes_part(s, absent)]
         _set(self, "statements", tuple(_without(s, absent) for s in kept))
         _set(self, "aux_variables", _laid_out_as_aux(self.statements))
         self._check(absent)
+        if not isinstance(self.tuned_by, (Optimizer, Tuner, NoneType)):
+            raise TypeError(
+                f"{self.name}(tuned_by=...) is a {type(self.tuned_by).__name__}; pass an "
+                "optimizer, e.g. SGD(1e-5)."
+            )
+        check_tuning(self)
 
     def _check(self, absent):
         variables = {"t", "params", *OF_LOSS, *self.variables}
@@ -194,7 +212,14 @@ class Optimizer:
     @property
     def hyper(self):
         """Hyperparameters by name, but for the optional ones that are absent."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if not _is_absent(self, f)}
+        return {
+            f.name: getattr(self, f.name) for f in hyper_fields(self) if not _is_absent(self, f)
+        }
+
+    @property
+    def untuned(self):
+        """The same optimizer with hyperparameters that stay as they are."""
+        return replace(self, **dict.fromkeys(FIELDS))
 
     def with_hyper(self, values):
         """The optimizer with other values of these hyperparameters: a dict as `hyper` is."""
@@ -311,10 +336,29 @@ class Optimizer:
                     "the optimizer and an argument of the function."
                 )
 
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):  # or dataclass would write one
+            cls.__repr__ = Optimizer.__repr__
+
+    def __repr__(self):
+        """A tower by the names of its levels: "adam / sgd"; else as dataclasses are shown."""
+        if self.tuned_by is not None:
+            above = self.tuned_by if isinstance(self.tuned_by, Optimizer) else None
+            top = (above.name.lower() if above.tuned_by is None else repr(above)) if above else None
+            return f"{self.name.lower()} / {top or repr(self.tuned_by)}"
+        shown = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.repr]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     def __str__(self):
         """The statements, a line each, as assignments."""
         rows = [f"    {line}" for line in map(written, self.statements)]
         return "\n".join([self.name, *rows])
+
+
+def hyper_fields(optimizer):
+    """Its dataclass fields but for those that say how it is tuned."""
+    return [f for f in fields(optimizer) if f.name not in FIELDS]
 
 
 def global_norm(leaves):

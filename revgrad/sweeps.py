@@ -62,9 +62,9 @@ def forwards(adjoint, run, values, *, remember):
     return program, memory, state, steps, watched, log
 
 
-def stops(run, t, loss, aux):
-    """Tell the callback of a step; whether it ends the run."""
-    metrics = {"loss": float(plain(loss))}
+def stops(run, t, loss, aux, **more):
+    """Tell the callback of a step, and what more there is; whether it ends the run."""
+    metrics = {"loss": float(plain(loss)), **more}
     if run.has_aux:
         metrics["aux"] = optree.tree_map(plain, aux)
     try:

@@ -172,7 +172,7 @@ def optimizers(kind):
         drawn = factors() if field.name in factor_names else st.floats(1e-4, 1)
         return st.none() | drawn if field.default is None else drawn
 
-    drawn = st.builds(kind, **{f.name: values(f) for f in fields(kind)})
+    drawn = st.builds(kind, **{f.name: values(f) for f in fields(kind) if not f.kw_only})
     return drawn.filter(lambda optimizer: optimizer.reversible)
 
 

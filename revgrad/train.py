@@ -127,6 +127,11 @@ def _check_kinds(adjoint, optimizer):
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}; pass one of revgrad's, e.g. Momentum(0.1)."
         )
+    if optimizer.tuned_by is not None:
+        raise TypeError(
+            f"train keeps hyperparameters as they are, and {optimizer!r} has some that learn; "
+            "train with revgrad.fit, or pass optimizer.untuned."
+        )
     named = isinstance(adjoint, str) and adjoint == "auto"
     if not named and (isinstance(adjoint, type) or not hasattr(adjoint, "check")):
         raise TypeError(

@@ -5,12 +5,12 @@ that is. Its own hyperparameters and variables come beside the wrapped ones; whe
 they get an underscore.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from revgrad.statements import Add, Optimizer, Scale
+from revgrad.statements import Add, Optimizer, Scale, hyper_fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,11 @@ class Wrapper(Optimizer):
                 f"{type(self).__name__} wraps a {type(self.optimizer).__name__}; pass an optimizer "
                 "first, e.g. Momentum(0.1)."
             )
+        if self.optimizer.tuned_by is not None:
+            raise TypeError(
+                f"{type(self).__name__} wraps {self.optimizer!r}; tune the whole: "
+                f"{type(self).__name__}({self.optimizer.name}(...), ..., tuned_by=...)."
+            )
         inner = tuple(_rewritten(s, self.rewrites, self._names) for s in self.optimizer.statements)
         added = tuple(_renamed(s, self._names) for s in self.added)
         object.__setattr__(self, "statements", inner + added)
@@ -45,7 +50,7 @@ class Wrapper(Optimizer):
 
     @property
     def _own(self):
-        return [f.name for f in fields(self) if f.name != "optimizer"]
+        return [f.name for f in hyper_fields(self) if f.name != "optimizer"]
 
     @property
     def name(self):

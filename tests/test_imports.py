@@ -31,6 +31,8 @@ MIDDLE = (
     "report",
     "hyper",
     "state",
+    "constraints",
+    "tuning",
     "statements",
     "optimizers",
     "wrappers",
@@ -56,18 +58,7 @@ MIDDLE = (
     "scan",
     "search_log",
 )
-TOP = (
-    "constraints",
-    "online",
-    "outer",
-    "diagnose",
-    "nn",
-    "data",
-    "interop",
-    "plots",
-    "records",
-    "scipy",
-)
+TOP = ("online", "outer", "diagnose", "nn", "data", "interop", "plots", "records", "scipy")
 DOOR = ("extend", "testing", "__init__", "__main__")
 EVERYWHERE = {"errors"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "misc"}

@@ -107,3 +107,17 @@ def test_series_are_one_dimensional():
         plots.learning_curve(1.0)
     with pytest.raises(ValueError, match="no schedule"):
         plots.schedules({})
+
+
+def test_paths_have_a_panel_each():
+    paths = {"learning_rate": np.geomspace(1e-4, 1.0, 20), "b1": np.linspace(0.9, 0.8, 20)}
+    axes = plots.hyperparameter_paths(paths, label="one")
+    assert plots.hyperparameter_paths(paths, axes, label="two") is not None
+    assert [panel.get_yscale() for panel in axes] == ["log", "linear"]
+    assert [len(panel.get_lines()) for panel in axes] == [2, 2]
+    assert np.array_equal(axes[1].get_lines()[0].get_ydata(), paths["b1"])
+    assert axes[0].get_legend() and not axes[1].get_legend()
+    with pytest.raises(ValueError, match="nothing was tuned"):
+        plots.hyperparameter_paths({})
+    with pytest.raises(ValueError, match="2 Axes for 1 names"):
+        plots.hyperparameter_paths(paths, axes, names=["b1"])

@@ -1,0 +1,116 @@
+"""The hyperparameters of an optimizer that learn, as one flat vector of raw numbers."""
+
+import numpy as np
+import optree
+
+from revgrad.errors import LeftDomain
+from revgrad.hyper import is_per_step
+from revgrad.online.recorded import Recorded
+from revgrad.state import Layout
+from revgrad.transforms import vjp
+from revgrad.tuning import domain_of, transform_of, tuned_names
+
+
+class Knobs:
+    """What learns at one level: raw numbers in float64, in the layout of a tree by name.
+
+    optimizer: whose they are; spreads: name -> Spread; below: name -> the layout it spreads over.
+    raw: as they are now. slots: name -> where its numbers lie.
+    Raises: TypeError for one that varies in time; ValueError for a start outside its domain.
+    """
+
+    def __init__(self, optimizer, spreads, below):
+        self.optimizer, self.spreads, self.below = optimizer, spreads, below
+        tree = {name: self._raw(name) for name in tuned_names(optimizer)}
+        leaves, treedef = optree.tree_flatten(tree)
+        self.layout = Layout(leaves, treedef)
+        self.raw, self.slots, lo = self.layout.join(leaves), {}, 0
+        for name, branch in tree.items():  # sorted, as the layout is
+            hi = lo + sum(np.size(x) for x in optree.tree_leaves(branch))
+            self.slots[name], lo = slice(lo, hi), hi
+        self.maps = {name: self._map(name) for name in tree if transform_of(optimizer, name)}
+        self.low, self.high = (self._bounds(k) for k in (0, 1))
+        self.slopes = {}
+        self.check(None)
+
+    def _raw(self, name):
+        given, constraint = self.optimizer.hyper[name], transform_of(self.optimizer, name)
+        leaves = optree.tree_leaves(given, is_leaf=is_per_step)
+        if any(map(is_per_step, leaves)):
+            raise TypeError(
+                f"{self.optimizer.name}({name}=...) is a per_step and is tuned; let it be one or "
+                "the other: tuned=(...) names those that learn."
+            )
+        given = optree.tree_map(lambda x: np.asarray(x, np.float64), given)
+        return given if constraint is None else constraint.inverse(given)
+
+    def _map(self, name):
+        """Raw numbers -> the hyperparameter, and its pull-back."""
+        constraint = transform_of(self.optimizer, name)
+
+        def f(raw):
+            out, pullback = vjp(constraint.forward, raw)
+            return [out], lambda ct: list(pullback(ct))
+
+        return Recorded(f, [self.raw[self.slots[name]]], lambda out: [np.ones_like(out[0])])
+
+    def _bounds(self, k):
+        bounds = np.empty(self.layout.size)
+        for name, slot in self.slots.items():
+            bounds[slot] = domain_of(self.optimizer, name)[k]
+        return bounds
+
+    def check(self, step):
+        """Raises: LeftDomain where a number is outside its domain, or not finite."""
+        if ((self.raw >= self.low) & (self.raw <= self.high) & (np.abs(self.raw) < np.inf)).all():
+            return
+        inside = (self.raw >= self.low) & (self.raw <= self.high) & np.isfinite(self.raw)
+        k = int(np.argmin(inside))
+        name = next(name for name, slot in self.slots.items() if slot.start <= k < slot.stop)
+        when = "at the start" if step is None else f"at step {step}"
+        raise LeftDomain(
+            f"{self.optimizer.name}({name}=...) is {self.raw[k]:.6g} {when}, outside "
+            f"[{self.low[k]:g}, {self.high[k]:g}] or not finite. Use a smaller step for what tunes "
+            f"it, or a transform that keeps it inside: transforms={{{name!r}: "
+            f'"{"sigmoid" if self.high[k] <= 1 else "exp"}"}}; "free" lets it go where it will.',
+            name=name,
+            step=step,
+        )
+
+    def values(self):
+        """Name -> the hyperparameter: a Python float, or its leaves as arrays."""
+        found = {}
+        for name, slot in self.slots.items():
+            x = self.raw[slot]
+            if name in self.maps:
+                (x,), self.slopes[name] = self.maps[name](x)
+            found[name] = float(x[0]) if self.spreads[name].scalar else self._leaves(name, x)
+        return found
+
+    def _leaves(self, name, x):
+        lo, leaves = 0, []
+        for like in optree.tree_leaves(self.optimizer.hyper[name]):
+            leaves.append(x[lo : lo + np.size(like)].reshape(np.shape(like)))
+            lo += np.size(like)
+        return leaves
+
+    def flat(self, name, value, dtype):
+        """A hyperparameter as statements on a flat vector read it."""
+        spread = self.spreads[name]
+        return value if spread.scalar else spread.flat(value, 0, self.below[name], dtype)
+
+    def pull(self, cts):
+        """Cotangent of the raw numbers from those of what `flat` gave, by name."""
+        out = np.empty(self.layout.size)
+        for name, slot in self.slots.items():
+            spread, ct = self.spreads[name], cts[name]
+            if not spread.scalar:
+                parts = [
+                    np.zeros(np.shape(x)) for x in optree.tree_leaves(self.optimizer.hyper[name])
+                ]
+                spread.collect(parts, ct.astype(np.float64), 0, self.below[name])
+                ct = np.concatenate([np.ravel(x) for x in parts])
+            out[slot] = ct
+            if name in self.maps:
+                out[slot] = self.slopes[name](out[slot])[0]
+        return out

@@ -1,0 +1,138 @@
+"""An optimizer bound to a flat vector: its step in floats, and the derivative of that one step.
+
+Both follow from the statement list, by `Optimizer.float_step` under `vjp` or `jvp`; they are
+recorded once and replayed.
+"""
+
+import numpy as np
+
+from revgrad.online.knobs import Knobs
+from revgrad.online.recorded import Recorded
+from revgrad.transforms import jvp, vjp
+
+
+class Level:
+    """One optimizer of a tower, or the one below whatever tunes it.
+
+    optimizer, spreads, values: with hyperparameters as `arguments.spread_hyper` takes them apart.
+    state: variable -> flat vector, "params" included, all of one dtype; layout_of(name): the layout
+    of a variable or hyperparameter. first_t: steps taken before.
+    knobs: the Knobs that learn, or None. mode: whether "pull" or "push" may follow a step; to be
+    set before the first one.
+    """
+
+    def __init__(self, optimizer, spreads, values, state, layout_of, *, first_t=0):
+        self.optimizer, self.spreads, self.values = optimizer, spreads, values
+        self.state, self.layout_of, self.first_t = state, layout_of, first_t
+        self.mode, self.dtype, knobs = "pull", state["params"].dtype, None
+        if optimizer.tuned_by is not None:
+            knobs = Knobs(optimizer, spreads, {name: layout_of(name) for name in spreads})
+        self.knobs = knobs
+        self.names = ["params", *optimizer.variables]
+        self.of_loss = [x for x in ("g", "aux") if {x, f"{x}_norm"} & optimizer.reads]
+        self.tuned = [*knobs.slots] if knobs else []
+        self.hyper = [*self.tuned, *(name for name in values if name not in self.tuned)]
+        self.now = knobs.values() if knobs else {}  # the values that learn, as last used
+        self.fixed = {n: self._given(n, 0) for n in self.hyper if n not in self.tuned}
+        self.moving = [n for n in self.fixed if not spreads[n].constant]
+        self.recorded, self.then = None, None
+
+    def _given(self, name, t):
+        spread, values = self.spreads[name], self.values[name]
+        if spread.scalar:
+            return float(spread.at_leaf(values, 0, t))
+        return spread.flat(values, t, self.layout_of(name), self.dtype)
+
+    # One step.
+
+    def step(self, t, g, aux=None):
+        """Take step t: new variables in `state`; g, aux: flat."""
+        for name in self.moving:
+            self.fixed[name] = self._given(name, t)
+        if self.knobs:
+            self.now = self.knobs.values()
+        knobs, dtype = self.knobs, self.dtype
+        hyper = {name: knobs.flat(name, x, dtype) for name, x in self.now.items()} | self.fixed
+        of_loss = {"g": g, "aux": aux}
+        first = [self.state[name] for name in self.names]
+        first += [of_loss[name] for name in self.of_loss]
+        first += [float(self.first_t + t + 1), *(hyper[name] for name in self.hyper)]
+        if self.recorded is None:
+            self.recorded = Recorded(getattr(self, f"_{self.mode}ed"), first, self._make_second)
+        out, self.then = self.recorded(*first)
+        self.state = dict(zip(self.names, out, strict=True))
+
+    def pull(self, ct):
+        """Cotangent of the raw knobs from one of the params after the latest step, both flat.
+
+        What the step found (older params, variables and gradients) counts as given: that is the
+        one-step derivative.
+        """
+        return self.knobs.pull(dict(zip(self.tuned, self.then(ct), strict=True)))
+
+    def push(self, tangents, g=None, knobs=None):
+        """Tangents of the variables after the latest step, by name, as `tangents` are of before.
+
+        g: the tangent of the gradient; knobs: name -> that of a hyperparameter as `Knobs.flat`
+        gives it; None is zero.
+        """
+        zero = np.zeros_like(self.state["params"])
+        second = [tangents[name] for name in self.names]
+        second += [zero if g is None else g] if "g" in self.of_loss else []
+        for name in self.tuned:
+            t = (knobs or {}).get(name)
+            second.append((0.0 if self.spreads[name].scalar else zero) if t is None else t)
+        return dict(zip(self.names, self.then(*second), strict=True))
+
+    # What is recorded.
+
+    def _apart(self, args):
+        """(variables, g and aux, t, those that learn, the other hyperparameters) of flat args."""
+        n, m = len(self.names), len(self.of_loss)
+        tuned = n + m + 1 + len(self.tuned)
+        rest = dict(zip(self.hyper[len(self.tuned) :], args[tuned:], strict=True))
+        return args[:n], args[n : n + m], args[n + m], args[n + m + 1 : tuned], rest
+
+    def _after(self, variables, of_loss, t, tuned, rest):
+        """The variables after a step, as a list."""
+        hyper = dict(zip(self.tuned, tuned, strict=True)) | rest
+        loss = dict(zip(self.of_loss, of_loss, strict=True))
+        now = {name: [x] for name, x in zip(self.names, variables, strict=True)}
+        g = [loss["g"]] if "g" in loss else []
+        aux = [loss["aux"]] if "aux" in loss else None
+        after = self.optimizer.float_step(now, g, lambda name, _: hyper[name], t, aux)
+        return [after[name][0] for name in self.names]
+
+    def _pulled(self, *args):
+        variables, of_loss, t, tuned, rest = self._apart(args)
+
+        def f(*tuned):
+            params, *others = self._after(variables, of_loss, t, tuned, rest)
+            return params, others
+
+        if not self.tuned:
+            return self._after(variables, of_loss, t, tuned, rest), lambda ct: []
+        params, pullback, others = vjp(f, *tuned, has_aux=True)
+        return [params, *others], lambda ct: list(pullback(ct))
+
+    def _pushed(self, *args):
+        variables, of_loss, t, tuned, rest = self._apart(args)
+        moving = [*variables, *(of_loss[:1] if "g" in self.of_loss else []), *tuned]
+        n, m = len(variables), len(moving) - len(tuned)
+
+        def f(*x):
+            return self._after(x[:n], [*x[n:m], *of_loss[m - n :]], t, x[m:], rest)
+
+        def then(*tangents):
+            return jvp(f, tuple(moving), tuple(tangents))[1]
+
+        return f(*moving), then
+
+    def _make_second(self, outputs):
+        """Values like what `then` takes, for the recording."""
+        ones = np.ones_like(self.state["params"])
+        if self.mode == "pull":
+            return [ones]
+        found = [np.ones_like(self.state[name]) for name in self.names]
+        found += [ones] if "g" in self.of_loss else []
+        return found + [1.0 if self.spreads[name].scalar else ones for name in self.tuned]

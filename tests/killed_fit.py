@@ -1,0 +1,40 @@
+"""A run of `fit` in a process that tests kill: `python killed_fit.py FILE KIND [KILL]`.
+
+KILL: at which gradient, counted from 0, the process ends itself by SIGKILL. Prints the digest of
+the answer, and how many gradients were taken.
+"""
+
+import os
+import signal
+import sys
+
+import numpy as np
+import optree
+from killed import tick_until
+from training import batches_of, hyper_of, loss, params_of
+
+import revgrad as rg
+from revgrad.resume import digest
+
+TOWER = rg.Adam(
+    0.02,
+    tuned_by=rg.Adam(1e-3, tuned_by=rg.SGD(1e-6)),
+    transforms={"b1": "sigmoid", "b2": "half_tanh"},
+)
+
+
+def answer(path, kind):
+    report = rg.Report()
+    trained, paths, state = rg.fit(
+        loss, params_of(kind), TOWER, batches_of(10, kind), steps=30, hyper=hyper_of(kind),
+        watch=lambda t, p: np.sum(p["out"]), report=report, return_state=True, save=path,
+        save_every=3 if path else None,
+    )  # fmt: skip
+    return trained, state, dict(paths), paths.loss, report.watched
+
+
+if __name__ == "__main__":
+    path, kind, *kill = sys.argv[1:]
+    taken = tick_until(int(kill[0]) if kill else -1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    found = digest(*optree.tree_leaves(answer(None if path == "none" else path, kind)))
+    print(found, taken())
