@@ -61,6 +61,7 @@ MIDDLE = (
 TOP = ("online", "outer", "diagnose", "nn", "data", "interop", "plots", "records", "scipy")
 DOOR = ("extend", "testing", "__init__", "__main__")
 EVERYWHERE = {"errors"}
+HOMES = "_ext.homes"  # where SciPy's functions are, by kind of array: no integers in it
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "misc"}
 CORE = {"numpy", "gmpy2", "optree", "threadpoolctl", "tqdm"}
 
@@ -71,7 +72,8 @@ def allowed():
     for column in (REALS, INTEGERS):
         table |= {name: set(column[:k]) for k, name in enumerate(column)}
     table["fuse"].add("_ext")  # for _ext.chains, which runs NumPy's loops and knows no integers
-    below = set(REALS + INTEGERS)
+    table["rules"].add(HOMES)
+    below = {HOMES, *REALS, *INTEGERS}
     for name in MIDDLE:
         table[name] = set(below)
         below.add(name)
@@ -104,13 +106,14 @@ def imported_modules(tree, name, known):
             if target[0] == "revgrad":
                 # `from revgrad import grad` reads the door, unless the name is a module's.
                 inside = target[1] if len(target) > 1 else "__init__"
+                inside = HOMES if target[1:3] == HOMES.split(".") else inside
                 yield node.lineno, inside if inside in known else "__init__"
 
 
 def violations(root):
     """One line for each import that points upward or across, and each module without a place."""
     table = allowed()
-    known = set(table)
+    known = {HOMES, *table}
     found = []
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.pyx")]):
         name = module_name(path, root)

@@ -187,6 +187,28 @@ def test_derivatives_agree_with_quotients_to_second_order(sample):
     check_grads(sample.f, sample.arrays(np.float32), order=1)
 
 
+@over_samples
+def test_second_derivatives_in_float32_are_those_in_float64(sample):
+    """In dtype, and in value to what rounding leaves of two derivatives."""
+    if sample.key == "astype":
+        pytest.skip("its samples change dtypes themselves")
+
+    def second(args):
+        cts = _ones(sample.f(*args))
+        first = lambda *x: vjp(sample.f, *x)[1](cts)
+        return vjp(first, *args)[1](_ones(first(*args)))
+
+    narrow = second(sample.arrays(np.float32))
+    wide = second(tuple(map(_widen, sample.arrays(np.float32))))
+    for x, y in zip(narrow, wide, strict=True):
+        assert x.dtype in (np.float32, np.complex64)
+        assert np.max(np.abs(x - y), initial=0) <= 1e-3 * max(1, np.max(np.abs(y), initial=0))
+
+
+def _widen(x):
+    return x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
+
+
 def _narrow(x):
     return x.astype(np.complex64 if x.dtype.kind == "c" else np.float32)
 

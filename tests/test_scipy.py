@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ import revgrad.scipy.linalg
 import revgrad.scipy.signal
 import revgrad.scipy.special
 import revgrad.scipy.stats
-from revgrad import grad, vjp
+from revgrad import grad, nn, vjp
+from revgrad._ext import homes
 from revgrad.errors import MissingRule
-from revgrad.rules import special as rules
+from revgrad.scipy import linalg, signal
 from revgrad.testing import ForeignArray, check_duality, check_grads
 
 X = random_array((2, 3))
@@ -158,24 +160,61 @@ def test_parameters_without_closed_form_are_refused_by_name():
         assert np.isfinite(grad(f, len(args) - 1)(*args))
 
 
-class Elsewhere(ForeignArray):
-    """An array type that takes no ufunc of SciPy's, as CuPy's does not."""
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Foreign arrays have a home; the names of the functions that it was asked for."""
+    asked = []
+
+    def function(module, name):
+        def f(*args, **options):
+            asked.append(name)
+            args = [x.home if isinstance(x, ForeignArray) else x for x in args]
+            return ForeignArray(getattr(module, name)(*args, **options))
+
+        return f
+
+    for module in (scipy.special, scipy.linalg, scipy.signal):
+        last = module.__name__.split(".")[-1]
+        names = {
+            "special": ("erf",),
+            "linalg": ("expm", "solve_triangular"),
+            "signal": ("convolve",),
+        }
+        home = SimpleNamespace(**{name: function(module, name) for name in names[last]})
+        monkeypatch.setitem(sys.modules, f"elsewhere.scipy.{last}", home)
+    monkeypatch.setitem(homes.HOMES, "revgrad", "elsewhere.scipy")
+    return asked
 
 
-def test_arrays_from_elsewhere_go_to_the_functions_of_their_home(monkeypatch):
-    met = []
+@pytest.mark.parametrize(
+    ("name", "f"),
+    [
+        ("erf", scipy.special.erf),
+        ("erf", lambda x: nn.gelu(x, approximate=False)),
+        ("expm", linalg.expm),
+        ("solve_triangular", lambda x: linalg.solve_triangular(x, x)),
+        ("convolve", lambda x: signal.convolve(x, x, "same")),
+    ],
+)
+def test_arrays_from_elsewhere_go_to_the_functions_of_their_home(name, f, elsewhere):
+    x = np.eye(3) + 0.1
+    out, pullback = vjp(f, ForeignArray(x))
+    assert set(elsewhere) == {name} and isinstance(out, ForeignArray)
+    there = pullback(out)[0]
+    expected, pullback = vjp(f, x)
+    assert isinstance(there, ForeignArray)
+    assert np.array_equal(out.home, expected)
+    assert np.array_equal(there.home, pullback(expected)[0])
 
-    class Home:
-        @staticmethod
-        def erf(x):
-            met.append(x)
-            return Elsewhere(scipy.special.erf(x.home))
 
-    monkeypatch.setitem(sys.modules, "elsewhere.special", Home)
-    monkeypatch.setitem(rules.HOMES, Elsewhere.__module__, "elsewhere.special")
-    out, pullback = vjp(scipy.special.erf, Elsewhere(X))
-    assert [type(x) for x in met] == [Elsewhere] and isinstance(out, ForeignArray)
-    assert isinstance(pullback(out)[0], ForeignArray)
+def test_functions_that_a_home_lacks_are_named(elsewhere):
+    with pytest.raises(NotImplementedError, match=r"elsewhere\.scipy\.linalg has no sqrtm"):
+        linalg.sqrtm(ForeignArray(np.eye(2)))
+
+
+def test_arrays_without_a_home_are_not_converted():
+    with pytest.raises(TypeError, match="expm takes NumPy arrays, not ForeignArray"):
+        linalg.expm(ForeignArray(np.eye(2)))
 
 
 def test_revgrad_does_not_import_scipy():

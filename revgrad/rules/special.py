@@ -4,33 +4,13 @@ Derivatives with respect to an order or a shape parameter exist where they have 
 others are refused by name.
 """
 
-from importlib import import_module
-
 import numpy as np
 from scipy import special
 
+from revgrad._ext.homes import at_home
 from revgrad.arrays import functions
 from revgrad.errors import MissingRule
 from revgrad.rules.row import elementwise_primitive
-
-# Array types that do not take SciPy's ufuncs by NumPy's protocol: the root of the type's module ->
-# the module that has functions of the same names.
-HOMES = {"cupy": "cupyx.scipy.special"}
-
-
-def at_home(ufunc):
-    """The ufunc for NumPy arrays; for others, the function that its home offers."""
-
-    def run(*args):
-        for x in args:
-            home = HOMES.get(type(x).__module__.partition(".")[0])
-            if home is not None:
-                return getattr(import_module(home), ufunc.__name__.lstrip("_"))(*args)
-        return ufunc(*args)
-
-    run.__name__ = ufunc.__name__
-    return run
-
 
 ZETA = special._ufuncs._zeta  # special.zeta is a Python function that ends in this
 
@@ -41,7 +21,7 @@ def _ufunc(name):
 
 def _row(name, *partials):
     ufunc = _ufunc(name)
-    functions[ufunc] = elementwise_primitive(at_home(ufunc), partials)
+    functions[ufunc] = elementwise_primitive(at_home(ufunc, "special"), partials)
 
 
 def _refused(name, argument):

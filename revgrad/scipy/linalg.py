@@ -1,10 +1,15 @@
 """scipy.linalg: functions that NumPy lacks. All other names are SciPy's own, without rules."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import scipy.linalg as _linalg
 
+from revgrad._ext.homes import at_home
 from revgrad.rules.row import define, derived, shape_of
 
+_names = ("expm", "solve_banded", "solve_sylvester", "solve_triangular", "sqrtm")
+_plain = SimpleNamespace(**{name: at_home(getattr(_linalg, name), "linalg") for name in _names})
 _t = np.transpose
 _TRANSPOSED = {0: False, "N": False, 1: True, "T": True}
 
@@ -18,7 +23,7 @@ def _triangle(a, *, trans, lower, unit_diagonal):
 
 _solve_triangular = derived(
     "solve_triangular",
-    lambda a, b, *, trans, **how: _linalg.solve_triangular(a, b, trans=int(trans), **how),
+    lambda a, b, *, trans, **how: _plain.solve_triangular(a, b, trans=int(trans), **how),
     lambda a, b, **how: np.linalg.solve(_triangle(a, **how), b),
 )
 
@@ -41,7 +46,7 @@ def _banded(ab, below, above):
 
 _solve_banded = derived(
     "solve_banded",
-    lambda ab, b, *, below, above: _linalg.solve_banded((below, above), ab, b),
+    lambda ab, b, *, below, above: _plain.solve_banded((below, above), ab, b),
     lambda ab, b, *, below, above: np.linalg.solve(_banded(ab, below, above), b),
 )
 
@@ -57,7 +62,7 @@ def _pulled(ct, a, b):
 
 _sylvester = define(
     "solve_sylvester",
-    _linalg.solve_sylvester,
+    _plain.solve_sylvester,
     [
         lambda t, out, a, b, q: solve_sylvester(a, b, -(t @ out)),
         lambda t, out, a, b, q: solve_sylvester(a, b, -(out @ t)),
@@ -79,7 +84,7 @@ def solve_sylvester(a, b, q):
 
 _sqrtm = define(
     "sqrtm",
-    _linalg.sqrtm,
+    _plain.sqrtm,
     [lambda t, out, a: solve_sylvester(out, out, t)],
     [lambda ct, out, a: solve_sylvester(_t(out), _t(out), ct)],
     register=False,
@@ -100,7 +105,7 @@ def _direction(a, t):
 
 _expm = define(
     "expm",
-    _linalg.expm,
+    _plain.expm,
     [lambda t, out, a: _direction(a, t)],
     [lambda ct, out, a: _direction(_t(a), ct)],
     register=False,

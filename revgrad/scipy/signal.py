@@ -3,7 +3,10 @@
 import numpy as np
 import scipy.signal as _signal
 
+from revgrad._ext.homes import at_home
 from revgrad.rules.row import cast, define, derived, dtype_of, is_complex, shape_of
+
+_plain_convolve = at_home(_signal.convolve, "signal")
 
 
 def _pull_full(ct, x, other):
@@ -12,14 +15,14 @@ def _pull_full(ct, x, other):
 
 _full = define(
     "convolve",
-    lambda a, b: _signal.convolve(a, b, "full"),
+    lambda a, b: _plain_convolve(a, b, "full"),
     ("linear", "linear"),
     [lambda ct, out, a, b: _pull_full(ct, a, b), lambda ct, out, a, b: _pull_full(ct, b, a)],
     register=False,
 )
 _valid = define(
     "convolve where all overlap",
-    lambda a, b: _signal.convolve(a, b, "valid"),
+    lambda a, b: _plain_convolve(a, b, "valid"),
     ("linear", "linear"),
     [
         lambda ct, out, a, b: cast(convolve(ct, np.flip(b), "full"), dtype_of(a)),
@@ -34,7 +37,7 @@ def _centre(a, b):
     return _full(a, b)[tuple(slice(s, s + n) for s, n in zip(starts, shape_of(a), strict=True))]
 
 
-_same = derived("convolve to the same size", lambda a, b: _signal.convolve(a, b, "same"), _centre)
+_same = derived("convolve to the same size", lambda a, b: _plain_convolve(a, b, "same"), _centre)
 
 
 def convolve(in1, in2, mode="full"):

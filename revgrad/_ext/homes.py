@@ -1,0 +1,48 @@
+"""Where SciPy's functions are for arrays that they do not take: the one table of such kinds.
+
+CuPy answers NumPy's protocols; SciPy's functions ask none, and its ufuncs CuPy does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+HOMES = {"cupy": "cupyx.scipy"}  # the root of an array type's module -> what has SciPy's modules
+
+
+def at_home(function: Callable[..., Any], module: str) -> Callable[..., Any]:
+    """The function, which is in scipy.<module>; for arrays with a home, the one of that name there.
+
+    Raises: TypeError for arrays of a kind without a home, unless the function is a ufunc, which
+    asks them by NumPy's protocol; NotImplementedError where the home has no such function.
+    """
+    name = function.__name__.lstrip("_")
+    by_protocol = isinstance(function, np.ufunc)
+
+    def run(*args: Any, **options: Any) -> Any:
+        for x in args:
+            kind = type(x)
+            home = HOMES.get(kind.__module__.partition(".")[0])
+            if home is not None:
+                there = getattr(import_module(f"{home}.{module}"), name, None)
+                if there is None:
+                    raise NotImplementedError(
+                        f"{home}.{module} has no {name}; bring its arguments to NumPy first."
+                    )
+                return there(*args, **options)
+            if not by_protocol and hasattr(x, "shape") and not isinstance(x, PLAIN):
+                raise TypeError(
+                    f"scipy.{module}.{name} takes NumPy arrays, not {kind.__name__}; convert it, "
+                    f"or add the home of its kind to {__name__}.HOMES."
+                )
+        return function(*args, **options)
+
+    run.__name__ = function.__name__
+    return run
+
+
+PLAIN = (np.ndarray, np.generic)
