@@ -53,7 +53,11 @@ def build(problem, name):
     data = prepared(problem)
     split, theta = (data["x"], data["y"]), problem.theta
     batches = [split] if problem.size is None else rg.minibatches(split, problem.size, seed=0)
-    adjoint = rg.Checkpointed(20) if name == "checkpointed" else getattr(rg, name.capitalize())()
+    adjoint = "auto"  # of "plain", which only trains
+    if name != "plain":
+        adjoint = (
+            rg.Checkpointed(20) if name == "checkpointed" else getattr(rg, name.capitalize())()
+        )
     final = rg.compile(lambda params, fx, fy: problem.final(Ops, params, {"fx": fx, "fy": fy}))
 
     def loss(params, shared, batch):
@@ -72,6 +76,8 @@ def build(problem, name):
         )
         return final(trained, data["fx"], data["fy"])
 
+    if name == "plain":
+        return lambda: (hyperloss(theta), {})
     f = rg.value_and_grad(hyperloss)
     return lambda: f(theta)
 

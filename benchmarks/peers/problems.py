@@ -136,6 +136,12 @@ class Mlp(Problem):
     logits = staticmethod(tanh_layers)
 
 
+class SlowMlp(Mlp):
+    """The same with momenta around 0.9, as most people's are."""
+
+    momentum = 0.9
+
+
 class Logistic(Problem):
     """Logistic regression with a penalty per weight: 7,840. The final loss is of other images."""
 
@@ -256,4 +262,11 @@ def text():
     return ids.astype(np.int64), len(kinds)
 
 
-PROBLEMS = {"mlp": Mlp, "logistic": Logistic, "images": Images, "lenet": LeNet, "lstm": Lstm}
+PROBLEMS = {
+    "mlp": Mlp,
+    "mlp-0.9": SlowMlp,
+    "logistic": Logistic,
+    "images": Images,
+    "lenet": LeNet,
+    "lstm": Lstm,
+}

@@ -21,7 +21,7 @@ MODULES = {"jax": "jax_peer", "torch": "torch_peer", "autograd": "autograd_peer"
 MODULES |= {"numpy": "numpy_peer"}
 OURS = ("reversible", "stored", "checkpointed", "unrolled")
 THEIRS = ("jax", "jax-remat", "torch", "torch-func", "torch-compile", "autograd", "numpy-hand")
-PLAIN = ("numpy-plain", "jax-plain", "torch-plain")
+PLAIN = ("plain", "numpy-plain", "jax-plain", "torch-plain")
 
 
 class Missing(Exception):
@@ -34,7 +34,7 @@ def module_of(name):
     if family not in MODULES:
         import revgrad
 
-        if not hasattr(revgrad, name.capitalize()):
+        if name != "plain" and not hasattr(revgrad, name.capitalize()):
             raise Missing(f"this revgrad has no {name.capitalize()}")
         return importlib.import_module("peers.ours")
     wanted = {"numpy": "numpy"}.get(family, family)
