@@ -16,11 +16,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optree
 import tyro
-from authors import slices
+from authors import error, nll, slices, start
 
 import revgrad as rg
 from revgrad import plots
-from revgrad.nn import softmax_cross_entropy
 from revgrad.records import Record
 
 LOSSES = {  # meta-iteration: training loss with penalties, objective, test loss
@@ -55,22 +54,9 @@ class Settings:
     outer: int = 50
 
 
-def nll(params, split):
-    x, y = split
-    return softmax_cross_entropy(x @ params["weights"] + params["bias"], y)
-
-
 def penalised(params, log_penalty, batch):
     squares = optree.tree_map(lambda a, w: np.sum(np.exp(a) * w**2), log_penalty, params)
     return nll(params, batch) + sum(squares.values())
-
-
-def start(pixels):
-    """What `npr.seed(0)` gives: a velocity, which the authors multiply by 0, then the weights."""
-    draw, count = np.random.RandomState(0), 10 * pixels + 10
-    draw.randn(count)
-    flat = np.exp(-4) * draw.randn(count)
-    return {"weights": flat[:-10].reshape(pixels, 10), "bias": flat[-10:]}
 
 
 def main(s):
@@ -92,10 +78,9 @@ def main(s):
 
     def note(step, metrics):
         tried.append(metrics["hyper"])
-        trained, (x, y) = metrics["aux"], test
-        wrong = np.argmax(x @ trained["weights"] + trained["bias"], 1) != np.argmax(y, 1)
+        trained = metrics["aux"]
         found = penalised(trained, metrics["hyper"], train), metrics["value"], nll(trained, test)
-        for values, value in zip(curves.values(), (*found, 100 * np.mean(wrong)), strict=True):
+        for values, value in zip(curves.values(), (*found, error(trained, test)), strict=True):
             values.append(float(value))
 
     log_penalty = optree.tree_map(lambda w: np.full_like(w, np.log(0.01) + 1), params)

@@ -11,13 +11,14 @@ optimisation found (rate 2.4, momentum 0.6, scale 0.2); `--start paper` is the p
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import matplotlib.pyplot as plt
+import mlp
 import numpy as np
 import tyro
-from authors import NAMES, AuthorsAdam, Problem
+from authors import AuthorsAdam
+from mlp import NAMES, Problem
 
 import revgrad as rg
 from revgrad import plots
@@ -40,18 +41,10 @@ PAPER |= {f"initial scale of {name}": (x, f"scales/{name}") for name, x in SCALE
 
 
 @dataclass
-class Settings:
-    folder: Path = Path(".")
-    quick: bool = False
-    data: Literal["mnist", "digits"] = "mnist"
+class Settings(mlp.Settings):
     start: Literal["tuned", "paper"] = "tuned"
-    steps: int = 100
     outer: int = 50
-    examples: int = 10_000
-    batch: int = 200
     outer_rate: float = 0.04
-    dtype: Literal["float32", "float64"] = "float64"
-    rounding: Literal["truncated", "nearest"] = "truncated"  # of momenta; the authors', or ours
 
 
 def learn(s, problem, record):

@@ -8,11 +8,13 @@ all weights, found by the same loop.
     python examples/per_weight_l2.py                  scikit-learn's 8x8 digits: 640 penalties
     python examples/per_weight_l2.py --data mnist     MNIST: 7,840 penalties
     python examples/per_weight_l2.py --break          one gradient wrong by one ulp on the way back
+    python examples/per_weight_l2.py --paper          the published figure: figure6_per_weight_l2.py
 """
 
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isqrt, log2
+from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Literal
 
@@ -36,6 +38,7 @@ class Settings:
     outer_rate: float = 0.15
     log_penalty: float = -6.0  # where every penalty starts
     fault: Annotated[bool, tyro.conf.arg(name="break")] = False  # plant one on the way back
+    paper: bool = False  # the published experiment, with settings of its own
     picture: str = "per_weight_l2.png"
 
 
@@ -110,6 +113,10 @@ def show(rows):
 
 
 def main(s):
+    if s.paper:
+        import figure6_per_weight_l2 as published
+
+        return published.main(published.Settings(Path(s.picture).parent))
     problem, rows = Problem(s), {}
     each = start = np.full(problem.start["weights"].shape, s.log_penalty)
     if not s.fault:

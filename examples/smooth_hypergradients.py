@@ -11,14 +11,13 @@ each has one BLAS thread.
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
 
 import matplotlib.pyplot as plt
+import mlp
 import numpy as np
 import tyro
-from authors import NAMES, Problem
 from joblib import Parallel, cpu_count, delayed
+from mlp import NAMES, Problem
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -41,17 +40,9 @@ for n in ("W1", "W2", "W3", "W4"):
 
 
 @dataclass
-class Settings:
-    folder: Path = Path(".")
-    quick: bool = False
-    data: Literal["mnist", "digits"] = "mnist"
+class Settings(mlp.Settings):
     processes: int = 0  # changes no bit; 0: one per processor
     seeds: int = 50
-    steps: int = 100
-    examples: int = 10_000
-    batch: int = 200
-    dtype: Literal["float32", "float64"] = "float64"
-    rounding: Literal["truncated", "nearest"] = "truncated"
 
 
 def hypergradient(problem, seed):

@@ -1,5 +1,6 @@
 """The figures of the 2015 paper: at published numbers where that is quick, and quick runs."""
 
+import importlib
 import json
 import signal
 import subprocess
@@ -151,3 +152,82 @@ def test_smooth_hypergradients_have_the_same_bits_in_any_number_of_processes(tmp
     assert records[0] == records[1]
     mean = np.mean([figure.hypergradient(figure.Problem(settings), k)[0] for k in range(4)], axis=0)
     np.testing.assert_allclose(mean[:-1].sum(0), list(records[0]["sums"].values()), rtol=1e-12)
+
+
+# Figures 6 and 7.
+
+
+def printed_digits(paper, ours):
+    """Whether they agree in the digits that the paper's number is known to."""
+    return abs(ours - paper) <= 0.51 * 10.0 ** -len(f"{paper:.8g}".partition(".")[2])
+
+
+def test_first_outer_steps_of_figure_6(mnist_dir, tmp_path):
+    import figure6_per_weight_l2 as figure
+
+    curves = figure.main(figure.Settings(tmp_path, outer=6))
+    for step in (0, 1, 5):
+        for what, paper in zip(("train", "validation", "test"), figure.LOSSES[step], strict=True):
+            assert printed_digits(paper, curves[what][step]), (what, step)
+    assert curves["test error %"][0] == pytest.approx(15.6)
+    assert values_in(tmp_path / "figure6_per_weight_l2.json")["returned exactly"] is True
+
+
+def test_the_demo_runs_the_published_experiment(monkeypatch, tmp_path):
+    import figure6_per_weight_l2 as figure
+    import per_weight_l2
+
+    ran = []
+    monkeypatch.setattr(figure, "main", ran.append)
+    per_weight_l2.main(per_weight_l2.Settings(paper=True, picture=str(tmp_path / "x.png")))
+    assert ran == [figure.Settings(tmp_path)]
+
+
+def test_figure_7(mnist_dir, tmp_path):
+    import learn_training_images as figure
+
+    found = figure.main(figure.Settings(tmp_path, variants=("published", "penalty learned")))
+    for what, (paper, ours) in beside_the_paper(figure, found).items():
+        assert printed_digits(paper, ours), what
+
+
+@pytest.mark.parametrize(
+    "name", ["figure6_per_weight_l2", "learn_training_images", "penalty_groups"]
+)
+def test_quickly_with_digits(name, tmp_path):
+    figure = importlib.import_module(name)
+    figure.main(figure.Settings(tmp_path, quick=True, data="digits"))
+    record = values_in(tmp_path / f"{name}.json")
+    assert record["bits per weight and step"] == pytest.approx(0.152, abs=2e-3)
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_more_penalties_fit_the_validation_set_better(tmp_path):
+    import penalty_groups as figure
+
+    settings = figure.Settings(tmp_path, quick=True, data="digits")
+    for kind, rows in figure.main(settings).items():
+        assert rows["per weight"][0] < rows["per unit"][0] <= rows["one"][0] + 1e-3, kind
+
+
+def test_labels_that_are_learned_help(tmp_path):
+    import learn_training_images as figure
+
+    found = figure.main(figure.Settings(tmp_path, quick=True, data="digits"))
+    assert found["labels learned"]["validation"][-1] < found["by Adam"]["validation"][-1]
+
+
+def test_search_baselines_quickly(tmp_path):
+    import search_baselines as figure
+
+    settings = figure.Settings(tmp_path, quick=True, data="digits")
+    tried = figure.main(settings)
+    record = tmp_path / "search_baselines.json"
+    before = values_in(record)
+    lines = json.loads(record.read_text())
+    del lines["finished"], lines["values"]["Bayesian optimisation 15"], lines["values"]["again"]
+    record.write_text(json.dumps(lines))
+    figure.main(figure.Settings(tmp_path, quick=True, data="digits"))  # the search goes on alike
+    assert values_in(record) == before
+    assert tried["Bayesian optimisation, 20 runs"][0] < 2.3
+    assert tried["1,608 by gradients"][0] < before["1,608 by gradients"][0][0]
