@@ -85,10 +85,8 @@ class Record:
 
     def finish(self) -> None:
         """Say that all is there, and what it took: seconds in all, peak memory, versions."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        scale = 1 if sys.platform == "darwin" else 1024
         self._all["finished"] = {
-            "peak memory (MB)": round(peak * scale / 1e6, 1),
+            "peak memory (MB)": self._peak(),
             "processor": platform.processor() or platform.machine(),
             "python": platform.python_version(),
             "numpy": np.__version__,
@@ -96,8 +94,15 @@ class Record:
         }
         self._write()
 
+    def _peak(self) -> float:
+        """Of this process, or of an earlier one that this went on from."""
+        scale = 1 if sys.platform == "darwin" else 1024
+        now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
+        return max(round(now, 1), float(self._all.get("peak memory (MB)", 0.0)))
+
     def _write(self) -> None:
         self._all["seconds"] = round(self._before + perf_counter() - self._began, 3)
+        self._all["peak memory (MB)"] = self._peak()
         with files.replacing(self.path) as file:
             file.write(json.dumps(self._all, indent=1).encode() + b"\n")
 

@@ -57,6 +57,16 @@ def test_values_are_those_of_the_file(tmp_path):
     assert "x" in record and "y" not in record
 
 
+def test_memory_is_the_most_of_all_processes(tmp_path):
+    path = tmp_path / "r.json"
+    Record(path).finish()
+    told = json.loads(path.read_text())
+    assert 10 < told["finished"]["peak memory (MB)"] <= told["peak memory (MB)"] < 1e5
+    path.write_text(json.dumps(told | {"peak memory (MB)": 1e6}))
+    Record(path).finish()
+    assert json.loads(path.read_text())["finished"]["peak memory (MB)"] == 1e6
+
+
 def test_paths_are_no_settings_and_seconds_add_up(tmp_path):
     record = Record(tmp_path / "r.json", Settings(folder=tmp_path))
     record["x"] = 1
