@@ -114,7 +114,9 @@ def section(command, folder=RECORDS):
     rows = [row(what, number, looked_up(values, key)) for what, (number, key) in paper.items()]
     if rows:
         lines += ["| | paper | ours | difference |", "|---|---|---|---|", *(r for r, _ in rows), ""]
-    cost = [f"{found['seconds'] / 60:.1f} min", f"{took.get('peak memory (MB)', math.nan):,.0f} MB"]
+    seconds = found["seconds"]
+    time = f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+    cost = [time, f"{took.get('peak memory (MB)', math.nan):,.0f} MB"]
     cost.append(f"{values[BITS]:.4g}" if BITS in values else "")
     said = ", ".join(cost[:2] + [f"{c} bits per weight and step" for c in cost[2:] if c])
     lines += [f"{said}; {took.get('processor', '?')}. [Record](reproduction/{name}.json).", ""]

@@ -1,10 +1,10 @@
-"""Learn a learning rate and a momentum for every step and layer, and the initial scales.
+"""Learn a rate and a momentum for every step and layer (Maclaurin et al. 2015, figures 2, 3 and 5).
 
-1,608 hyperparameters of an MLP on MNIST, from one pass back per outer step (Maclaurin et al. 2015,
-figures 2, 3 and 5). The objective is the training loss after 100 steps, from a new start and with
-new batches in each outer step. The default start is the best single setting that Bayesian
-optimisation found (rate 2.4, momentum 0.6, scale 0.2); `--start paper` is the published figures'
-(rate 0.37, momentum 0.5, scale 0.05).
+With the initial scales 1,608 hyperparameters of an MLP, from one pass back per outer step. The
+objective is the training loss after 100 steps, from a new start and with new batches in each outer
+step. The default start is the best single setting that Bayesian optimisation found (rate 2.4,
+momentum 0.6, scale 0.2); `--start paper` is the published figures' (rate 0.37, momentum 0.5, scale
+0.05).
 
     python examples/learn_schedules.py --start paper     the figures
     python examples/learn_schedules.py --quick --data digits
