@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import revgrad as rg
+
 pytest.importorskip("tyro", reason="the examples need `pip install revgrad[examples]`")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -77,3 +79,73 @@ def test_omniglot_turns_and_splits_as_the_paper_does(omniglot_file):
     assert x.shape == (10, 400, 784)
     assert targets.sum(axis=(1, 2)) == pytest.approx(1)
     assert [len(a) for a in problem.drawings[:5]] == [24, 22, 24, 40, 26]
+
+
+def test_the_recurrent_network_returns_and_learns(tmp_path):
+    found = run_quick("reversible_rnn", tmp_path, data="self")
+    assert found["equal to the bit"]
+    assert found["reversible"]["exact"]
+    assert found["reversible"]["MB kept"] < 0.1 * found["stored"]["MB kept"]
+    assert found["learning"][-1] < found["learning"][0] - 0.3
+
+
+def test_preprocessing_and_weights_are_learned(tmp_path):
+    found = run_quick("learn_preprocessing", tmp_path, data="digits")
+    test = found["test"]
+    assert test["all"] < min(test["weights"], test["preprocessing"])
+    assert max(test["weights"], test["preprocessing"]) < test["nothing"]
+    assert found["area under ROC"] > 0.9
+
+
+def test_hypergradient_of_preprocessing_agrees_with_a_difference_quotient():
+    example = load("learn_preprocessing")
+    problem = example.Problem(
+        example.Settings(data="digits", examples=300, held_out=300, steps=10, batch=100)
+    )
+    problem.params = {k: x.astype(np.float64) for k, x in problem.params.items()}
+    names = example.PARTS["all"]
+    rng = np.random.default_rng(0)
+    hyper = {
+        k: problem.start[k] + 0.1 * rng.standard_normal(np.shape(problem.start[k])) for k in names
+    }
+    direction = {k: rng.standard_normal(np.shape(x)) for k, x in hyper.items()}
+    f = lambda h: np.mean(example.losses(problem.trained(h), h, *problem.valid))
+    slope = sum(np.sum(x * direction[k]) for k, x in rg.grad(f)(hyper).items())
+    ahead, behind = (f({k: hyper[k] + e * direction[k] for k in names}) for e in (1e-5, -1e-5))
+    assert slope == pytest.approx((ahead - behind) / 2e-5, rel=1e-5)
+
+
+def test_a_learned_start_helps_on_new_waves(tmp_path):
+    found = run_quick("learn_initialisation", tmp_path)
+    assert found["exact"]
+    assert found["test"]["learned"] < 0.9 * found["test"]["random"]
+
+
+def test_hypergradient_of_the_start_agrees_with_a_difference_quotient():
+    example = load("learn_initialisation")
+    problem = example.Problem(example.Settings(steps=5))
+    rng = np.random.default_rng(0)
+    direction = [tuple(rng.standard_normal(x.shape) for x in layer) for layer in problem.start]
+    moved = lambda e: [
+        tuple(x + e * d for x, d in zip(*pair, strict=True))
+        for pair in zip(problem.start, direction, strict=True)
+    ]
+    found = rg.grad(problem.error)(problem.start, 1, 3)
+    pairs = zip(found, direction, strict=True)
+    slope = sum(np.sum(x * d) for one, other in pairs for x, d in zip(one, other, strict=True))
+    ahead, behind = (problem.error(moved(e), 1, 3) for e in (1e-6, -1e-6))
+    assert slope == pytest.approx((ahead - behind) / 2e-6, rel=1e-5)
+
+
+def test_a_mass_matrix_is_learned(tmp_path):
+    run_quick("hmc_step_sizes", tmp_path)
+    example = load("hmc_step_sizes")
+    problem = example.Problem(example.Settings(dimensions=2, steps=60, chains=4))
+    hyper = {"log size": np.log(0.05), "root": np.eye(2) + 0.1}
+    found = rg.grad(problem.error)(hyper, 0)
+    assert problem.report.returned_exactly
+    for name, entry in (("log size", ()), ("root", (0, 1))):
+        step = np.zeros(np.shape(hyper[name]))
+        step[entry] = 1e-5
+        ahead, behind = (problem.error(hyper | {name: hyper[name] + e * step}, 0) for e in (1, -1))
+        assert found[name][entry] == pytest.approx((ahead - behind) / 2e-5, rel=1e-5)
