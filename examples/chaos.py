@@ -13,7 +13,7 @@ growth of log |dL/dparams| per step on the way back, sees it coming from a singl
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,25 +22,36 @@ from tqdm import tqdm
 
 import revgrad as rg
 from revgrad import data
-from revgrad.extend import Add, Optimizer, Scale
 from revgrad.nn import softmax_cross_entropy
 from revgrad.records import Record
 
 GRID = np.linspace(0.5, 2.5, 1000)  # log rates, the paper's
 BANDS = (0.5, 1.25, 1.5, 1.75, 2.0, 2.25)
-AUTHORS = {  # in their files: place on the grid, final loss, its derivative
-    0: (0.0288064, -0.0620982),
-    125: (0.0165858, -0.0352997),
-    250: (0.00956840, -0.0206347),
-    375: (0.00560651, -0.0119406),
-    450: (0.00412201, -0.0101711),
-    499: (0.00427716, -0.117729),
+PAPER = {  # the authors' files
+    "loss at log rate 0.5 (nats)": (0.0288064, "0/loss"),
+    "dL / dlog rate there": (-0.0620982, "0/slope"),
+    "loss at 0.7503": (0.0165858, "125/loss"),
+    "slope": (-0.0352997, "125/slope"),
+    "loss at 1.0005": (0.00956840, "250/loss"),
+    "slope ": (-0.0206347, "250/slope"),
+    "loss at 1.2508": (0.00560651, "375/loss"),
+    "slope  ": (-0.0119406, "375/slope"),
+    "loss at 1.4009": (0.00412201, "450/loss"),
+    "slope   ": (-0.0101711, "450/slope"),
+    "loss at 1.4990": (0.00427716, "499/loss"),
+    "slope    ": (-0.117729, "499/slope"),
+    "least loss": (0.00244, "least loss"),
+    "distance of slope and difference quotient, log rate below 1.25": (2e-5, "distance/0"),
+    "from 1.25 to 1.5": (2e-4, "distance/1"),
+    "from 1.5 to 1.75": (0.15, "distance/2"),
+    "chaos per step, below 1.25": (None, "chaos/0"),
+    "1.25 to 1.5": (None, "chaos/1"),
+    "1.5 to 1.75": (None, "chaos/2"),
+    "1.75 to 2": (None, "chaos/3"),
+    "2 to 2.25": (None, "chaos/4"),
 }
-PAPER = {
-    f"{what} at log rate {GRID[k]:.4f}": (value, f"{k}/{what}")
-    for k, row in AUTHORS.items()
-    for what, value in zip(("loss", "slope"), row, strict=True)
-}
+THEIRS = sorted({int(key.split("/")[0]) for _, key in PAPER.values() if key[0].isdigit()})
+AS_AUTHORS = rg.FixedPoint({"params": 52, "velocity": 52}, rounding="truncated")
 
 
 @dataclass
@@ -49,23 +60,6 @@ class Settings:
     quick: bool = False
     data: Literal["mnist", "digits"] = "mnist"
     steps: int = 50
-
-
-@dataclass(frozen=True, eq=False)
-class AuthorsMomentum(Optimizer):
-    """Theirs scales the velocity by the rounded momentum, and g by 1 minus the one as given."""
-
-    learning_rate: Any
-    momentum: Any = 0.9
-    as_given: Any = 0.9
-    statements: ClassVar = (
-        Scale("velocity", by="momentum"),
-        Add("velocity", lambda g, as_given: -(1 - as_given) * g),
-        Add("params", lambda velocity, learning_rate: learning_rate * velocity),
-    )
-
-
-ROUNDED = rg.FixedPoint({"params": 52, "velocity": 52}, rounding="truncated")
 
 
 def logits(params, x):
@@ -93,8 +87,8 @@ class Problem:
 
     def final_loss(self, log_rate, report=None):
         trained = rg.train(
-            loss, self.start, AuthorsMomentum(np.exp(log_rate)), self.batches, steps=self.steps,
-            adjoint=rg.Reversible(), arithmetic=ROUNDED, report=report,
+            loss, self.start, rg.Momentum(np.exp(log_rate)), self.batches, steps=self.steps,
+            adjoint=rg.Reversible(), arithmetic=AS_AUTHORS, report=report,
         )  # fmt: skip
         return loss(trained, None, self.everything)
 
@@ -132,18 +126,23 @@ def picture(points, path):
     plt.close(figure)
 
 
+def _median(values):
+    return float(np.median([*values] or np.nan))
+
+
 def main(s):
     record, problem = Record(s.folder / "chaos.json", s), Problem(s)
-    wanted = [*range(0, 375, 8), *range(375, 900, 4), *range(900, 1000, 6), *AUTHORS]
+    wanted = [*range(0, 375, 8), *range(375, 900, 4), *range(900, 1000, 6), *THEIRS]
     wanted = [0, 20, 40, 500, 520, 540] if s.quick else sorted({*wanted})
     points = [record.once(f"{k}", lambda k=k: problem.point(GRID[k])) for k in tqdm(wanted)]
+    apart, chaos = [], []
     for low, high in pairwise(BANDS):
         band = [p for p in points if low <= p["log rate"] < high and p["difference"]]
-        if band:
-            distance = np.median([abs(p["slope"] / p["difference"] - 1) for p in band])
-            chaos = np.median([p["chaos"] for p in band])
-            record[f"log rate {low} to {high}"] = {"distance": distance, "chaos": chaos}
-            print(f"log rate {low} to {high}: distance {distance:.2g}, chaos {chaos:.3f} per step")
+        apart.append(_median(abs(p["slope"] / p["difference"] - 1) for p in band))
+        chaos.append(_median(p["chaos"] for p in band))
+        print(f"log rate {low} to {high}: distance {apart[-1]:.2g}, chaos {chaos[-1]:.3f} a step")
+    record["distance"], record["chaos"] = apart, chaos
+    record["least loss"] = min(p["loss"] for p in points if p["loss"])
     picture(points, s.folder / "chaos.png")
     record.finish()
     return points

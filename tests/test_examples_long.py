@@ -42,11 +42,9 @@ def test_chaos_grows_before_the_slope_is_useless(tmp_path):
 def test_chaos_passes_through_the_authors_numbers(k, mnist_dir):
     example = load("chaos")
     found = example.Problem(example.Settings()).point(example.GRID[k])
-    loss, slope = example.AUTHORS[k]
-    assert found["loss"] == pytest.approx(loss, abs=6e-8)  # all the digits there are
-    # Their way back takes the momentum as given, 1e-5 less than the rounded one of the steps; with
-    # that we get all their digits. The difference quotient is for ours.
-    assert found["slope"] == pytest.approx(slope, rel=1e-4)
+    theirs = {key: number for number, key in example.PAPER.values()}
+    assert found["loss"] == pytest.approx(theirs[f"{k}/loss"], abs=6e-8)  # the digits there are
+    assert found["slope"] == pytest.approx(theirs[f"{k}/slope"], abs=6e-8)
     assert found["difference"] == pytest.approx(found["slope"], rel=1e-4)
 
 
