@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -490,7 +491,7 @@ class _Bound:
     """A plan with the arrays it works on."""
 
     def __init__(self, plan: Any, step: FusedStep) -> None:
-        self.plan, self.step = plan, step
+        self.plan, self.step = plan, weakref.proxy(step)
         self.starts, owner = _blocks(step.segments)
         self.blocks = len(owner)
         self.kernel = kernel.Fused(

@@ -4,6 +4,8 @@ The bits of the state are those of one statement after the other. Where blocks c
 statements say, `advance` and `can_pull` say so, and the program goes statement by statement.
 """
 
+import weakref
+
 import numpy as np
 
 from revgrad.fixed import FusedStep, kinds_of
@@ -15,7 +17,9 @@ class Passes:
     """The steps of one program on one state, whose integers they change in place."""
 
     def __init__(self, program, state):
-        self.program, self.state, self.layout = program, state, program.layout
+        # weakly: a cycle would keep the integers of a run until Python looks for cycles
+        self.program = weakref.proxy(program)
+        self.state, self.layout = state, program.layout
         self.latest, self.known = (None, {}, None), {}
         statements = program.statements
         order = [statements[i] for i in program.order or range(len(statements))[::-1]]

@@ -1,5 +1,6 @@
 """The door: what it refuses and in which words, what it returns, and what it says of a run."""
 
+import gc
 from functools import partial
 from math import log, log2
 
@@ -807,3 +808,24 @@ def test_a_run_of_the_same_loss_within_watch_changes_no_bit(kind, adjoint):
         return validation_loss(params)
 
     assert bits(answer(disturbing)) == bits(answer(lambda t, params: validation_loss(params)))
+
+
+def test_a_run_that_is_over_leaves_no_cycle_behind():
+    batches = rg.minibatches(np.arange(12.0), 4, seed=0)
+    f = lambda w, b, x: np.sum((w["w"] * np.mean(x) - 1) ** 2)
+    hyperloss = lambda rate: np.sum(
+        rg.train(f, {"w": np.ones(5)}, rg.Momentum(rate), batches, steps=6)["w"]
+    )
+    rg.grad(hyperloss)(0.1)
+    gc.collect()
+    gc.disable()
+    try:
+        rg.grad(hyperloss)(0.1)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = {type(x).__module__ for x in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not {name for name in left if name.startswith("revgrad")}
