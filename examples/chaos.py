@@ -28,28 +28,18 @@ from revgrad.records import Record
 GRID = np.linspace(0.5, 2.5, 1000)  # log rates, the paper's
 BANDS = (0.5, 1.25, 1.5, 1.75, 2.0, 2.25)
 PAPER = {  # the authors' files
-    "loss at log rate 0.5 (nats)": (0.0288064, "0/loss"),
-    "dL / dlog rate there": (-0.0620982, "0/slope"),
-    "loss at 0.7503": (0.0165858, "125/loss"),
-    "slope": (-0.0352997, "125/slope"),
-    "loss at 1.0005": (0.00956840, "250/loss"),
-    "slope ": (-0.0206347, "250/slope"),
-    "loss at 1.2508": (0.00560651, "375/loss"),
-    "slope  ": (-0.0119406, "375/slope"),
-    "loss at 1.4009": (0.00412201, "450/loss"),
-    "slope   ": (-0.0101711, "450/slope"),
-    "loss at 1.4990": (0.00427716, "499/loss"),
-    "slope    ": (-0.117729, "499/slope"),
+    "loss at log rate 0.5 (nats)": (0.0288064, "0/loss"), "slope ": (-0.0620982, "0/slope"),
+    "loss at 0.7503": (0.0165858, "125/loss"), "slope  ": (-0.0352997, "125/slope"),
+    "loss at 1.0005": (0.00956840, "250/loss"), "slope   ": (-0.0206347, "250/slope"),
+    "loss at 1.2508": (0.00560651, "375/loss"), "slope    ": (-0.0119406, "375/slope"),
+    "loss at 1.4009": (0.00412201, "450/loss"), "slope     ": (-0.0101711, "450/slope"),
+    "loss at 1.4990": (0.00427716, "499/loss"), "slope      ": (-0.117729, "499/slope"),
     "least loss": (0.00244, "least loss"),
     "distance of slope and difference quotient, log rate below 1.25": (2e-5, "distance/0"),
-    "from 1.25 to 1.5": (2e-4, "distance/1"),
-    "from 1.5 to 1.75": (0.15, "distance/2"),
-    "chaos per step, below 1.25": (None, "chaos/0"),
-    "1.25 to 1.5": (None, "chaos/1"),
-    "1.5 to 1.75": (None, "chaos/2"),
-    "1.75 to 2": (None, "chaos/3"),
-    "2 to 2.25": (None, "chaos/4"),
-}
+    "from 1.25 to 1.5": (2e-4, "distance/1"), "from 1.5 to 1.75": (0.15, "distance/2"),
+    "chaos per step, below 1.25": (None, "chaos/0"), "1.25 to 1.5": (None, "chaos/1"),
+    "1.5 to 1.75": (None, "chaos/2"), "1.75 to 2": (None, "chaos/3"),
+}  # fmt: skip
 THEIRS = sorted({int(key.split("/")[0]) for _, key in PAPER.values() if key[0].isdigit()})
 AS_AUTHORS = rg.FixedPoint({"params": 52, "velocity": 52}, rounding="truncated")
 
@@ -62,28 +52,24 @@ class Settings:
     steps: int = 50
 
 
-def logits(params, x):
+def loss(params, _hyper, batch):
+    x, y = batch
     for weights, bias in params[:-1]:
         x = np.tanh(x @ weights + bias)
-    return x @ params[-1][0] + params[-1][1]
-
-
-def loss(params, _hyper, batch):
-    return softmax_cross_entropy(logits(params, batch[0]), batch[1])
+    return softmax_cross_entropy(x @ params[-1][0] + params[-1][1], y)
 
 
 class Problem:
     def __init__(self, s):
         read = data.mnist if s.data == "mnist" else data.digits
-        x, y = read(1000, 10, dtype=np.float64).train
-        y = data.one_hot(y, 10, np.float64)
+        x, labels = read(1000, 10, dtype=np.float64).train
+        y = data.one_hot(labels, 10, np.float64)
         self.steps, self.everything = s.steps, (x, y)
         self.batches = list(zip(np.split(x, 4), np.split(y, 4), strict=True))
-        shapes = [shape for n, m in pairwise((x.shape[1], 200, 50, 10)) for shape in ((n, m), (m,))]
-        noise = np.random.RandomState(0)
+        noise, sizes = np.random.RandomState(0), (x.shape[1], 200, 50, 10)
+        draw = lambda *shape: np.exp(-2) * noise.randn(*shape)
         for _ in range(2):  # theirs draws a velocity first, and multiplies it by 0
-            drawn = [np.exp(-2) * noise.randn(*shape) for shape in shapes]
-        self.start = list(zip(drawn[::2], drawn[1::2], strict=True))
+            self.start = [(draw(n, m), draw(m)) for n, m in pairwise(sizes)]
 
     def final_loss(self, log_rate, report=None):
         trained = rg.train(
@@ -106,28 +92,18 @@ class Problem:
 
 
 def picture(points, path):
-    x, losses, slopes, differences, chaos = (
-        np.array([p[name] for p in points], float)
-        for name in ("log rate", "loss", "slope", "difference", "chaos")
-    )
-    rows = (
-        ("training loss (nats)", losses, (0, 0.1)),
-        ("dL / dlog rate (nats)", slopes, (-0.5, 0.5)),
-        ("distance of slope and\ndifference quotient", abs(slopes / differences - 1), (1e-8, 1e8)),
-        ("chaos: growth of\nlog |dL/dparams| per step", chaos, (None, None)),
-    )
-    figure, axes = plt.subplots(len(rows), sharex=True, figsize=(7, 9), layout="constrained")
-    for ax, (label, values, limits) in zip(axes, rows, strict=True):
+    columns = {k: np.array([p[k] for p in points], float) for k in points[0]}
+    x, apart = columns["log rate"], abs(columns["slope"] / columns["difference"] - 1)
+    figure, axes = plt.subplots(4, sharex=True, figsize=(7, 9), layout="constrained")
+    rows = (columns["loss"], columns["slope"], apart, columns["chaos"])
+    for ax, values in zip(axes, rows, strict=True):
         ax.plot(x, values, ".-", ms=3, lw=0.6)
-        ax.set(ylabel=label, ylim=limits)
-    axes[2].set_yscale("log")
-    axes[3].set_xlabel("log learning rate")
+    axes[0].set(ylabel="training loss (nats)", ylim=(0, 0.1))
+    axes[1].set(ylabel="dL / dlog rate (nats)", ylim=(-0.5, 0.5))
+    axes[2].set(ylabel="distance of slope and\ndifference quotient", yscale="log", ylim=(1e-8, 1e8))
+    axes[3].set(ylabel="chaos: growth of\nlog |dL/dparams| per step", xlabel="log learning rate")
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def _median(values):
-    return float(np.median([*values] or np.nan))
 
 
 def main(s):
@@ -135,14 +111,15 @@ def main(s):
     wanted = [*range(0, 375, 8), *range(375, 900, 4), *range(900, 1000, 6), *THEIRS]
     wanted = [0, 20, 40, 500, 520, 540] if s.quick else sorted({*wanted})
     points = [record.once(f"{k}", lambda k=k: problem.point(GRID[k])) for k in tqdm(wanted)]
-    apart, chaos = [], []
-    for low, high in pairwise(BANDS):
-        band = [p for p in points if low <= p["log rate"] < high and p["difference"]]
-        apart.append(_median(abs(p["slope"] / p["difference"] - 1) for p in band))
-        chaos.append(_median(p["chaos"] for p in band))
-        print(f"log rate {low} to {high}: distance {apart[-1]:.2g}, chaos {chaos[-1]:.3f} a step")
-    record["distance"], record["chaos"] = apart, chaos
+    bands = [
+        [p for p in points if low <= p["log rate"] < high and p["difference"]]
+        for low, high in pairwise(BANDS)
+    ]
+    median = lambda values: float(np.median([*values] or np.nan))
+    record["chaos"] = [median(p["chaos"] for p in band) for band in bands]
+    record["distance"] = [median(abs(p["slope"] / p["difference"] - 1) for p in b) for b in bands]
     record["least loss"] = min(p["loss"] for p in points if p["loss"])
+    print("by bands of log rates", BANDS, record["distance"], record["chaos"], sep="\n")
     picture(points, s.folder / "chaos.png")
     record.finish()
     return points
