@@ -17,30 +17,25 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from omniglot_tasks import Tasks, correlations, picture
 
 import revgrad as rg
-from revgrad import data
 from revgrad.nn import log_softmax
 from revgrad.records import Record
 
 KINDS = {"separate": (0.0, 0.0, 0.0), "tied": (1.0, 0.0, 0.0), "learned": (0.5, 0.5, 0.5)}
 PAPER = {
-    "separate, train (nats)": (0.60698, "separate/train"),
-    "separate, test": (1.34252, "separate/test"),
-    "tied, train": (0.89740, "tied/train"),
-    "tied, test": (1.24620, "tied/test"),
-    "learned, train": (0.60390, "learned/train"),
-    "learned, test": (1.13013, "learned/test"),
-    "mean correlation of two tasks, layer 1": (0.61, "correlation/of two/0"),
-    "layer 2": (0.26, "correlation/of two/1"),
-    "layer 3": (0.36, "correlation/of two/2"),
+    "separate, train (nats)": (0.60698, "separate/train"), "test": (1.34252, "separate/test"),
+    "tied, train": (0.89740, "tied/train"), "test ": (1.24620, "tied/test"),
+    "learned, train": (0.60390, "learned/train"), "test  ": (1.13013, "learned/test"),
+    "correlation of two tasks, layer 1": (0.61, "correlation/of two/0"),
+    "layer 2": (0.26, "correlation/of two/1"), "layer 3": (0.36, "correlation/of two/2"),
     "of an alphabet and its rotation, layer 1": ("0.51 to 0.59", "correlation/turned/0"),
-    "and its rotation, layer 2": ("0.24 to 0.37", "correlation/turned/1"),
-    "and its rotation, layer 3": ("0.65 to 0.79", "correlation/turned/2"),
-}
+    "layer 2 ": ("0.24 to 0.37", "correlation/turned/1"),
+    "layer 3 ": ("0.65 to 0.79", "correlation/turned/2"),
+}  # fmt: skip
 
 
 @dataclass
@@ -54,77 +49,6 @@ class Settings:
     outer_rate: float = 0.2
     outputs: int = 55
     seeds: int = 3  # of the networks that are trained in the end
-
-
-def alphabets(s):
-    """{name: drawings (characters, 15 drawers, side, side)}."""
-    if s.data == "omniglot":
-        return {name: x[:, :15] for name, x in data.omniglot("small1").items()}
-    x, y = data.digits(1500, 200).train
-    each = np.stack([x[y == k][:15].reshape(15, 8, 8) for k in range(10)])
-    return {"0 to 4": each[:5], "5 to 9": each[5:]}
-
-
-class Problem:
-    def __init__(self, s):
-        self.s, self.report, rng = s, rg.Report(), np.random.default_rng(0)
-        named = alphabets(s)
-        self.drawings, self.labels = [], []
-        for x in named.values():
-            order = rng.permuted(np.tile(np.arange(15), (len(x), 1)), axis=1)
-            self.drawings.append(x[np.arange(len(x))[:, None], order])
-            self.labels.append(rng.permutation(len(x)))
-        # A rotation keeps the labels and the order of drawers: no drawing that is trained on,
-        # either way up, is tested on.
-        self.drawings += [np.swapaxes(x, 2, 3)[..., ::-1] for x in self.drawings]
-        self.labels += self.labels
-        self.names = [*named, *(f"{name}, turned" for name in named)]
-        self.mean = np.mean(np.concatenate([np.concatenate(x) for x in self.drawings]), axis=0)
-        self.layers = (self.mean.size, *s.hidden, s.outputs)
-
-    def batch(self, drawers):
-        """Pixels (tasks, examples, pixels); one-hot labels over their number, 0 where padded."""
-        tasks, most = len(self.drawings), max(map(len, self.drawings)) * len(drawers)
-        x = np.zeros((tasks, most, self.mean.size), np.float32)
-        targets = np.zeros((tasks, most, self.s.outputs), np.float32)
-        for k, (drawn, labels) in enumerate(zip(self.drawings, self.labels, strict=True)):
-            n = len(labels) * len(drawers)
-            x[k, :n] = (drawn[:, drawers] - self.mean).reshape(n, -1)
-            targets[k, :n] = data.one_hot(np.repeat(labels, len(drawers)), self.s.outputs) / n
-        return x, targets
-
-    def start(self, seed):
-        """Whitened networks: for each layer weights (tasks, n, m) and biases (tasks, m)."""
-        draw = lambda *shape: np.exp(-2) * rng.standard_normal(shape, np.float32)
-        rng, tasks = np.random.default_rng(seed), len(self.drawings)
-        return [(draw(tasks, n, m), draw(tasks, m)) for n, m in pairwise(self.layers)]
-
-    def mixing(self, shares):
-        """T for each layer: (1 - c) identity + c (all entries alike)."""
-        tasks = len(self.drawings)
-        return [((1 - c) * np.eye(tasks) + c / tasks).astype(np.float32) for c in shares]
-
-    def trained(self, mixing, drawers, seed, **options):
-        return rg.train(
-            loss, self.start(seed), rg.Momentum(1.0, 0.9), [self.batch(drawers)],
-            steps=self.s.steps, hyper=mixing, adjoint=rg.Reversible(), **options,
-        )  # fmt: skip
-
-    def hyperloss(self, mixing, step):
-        """Validation loss, averaged over tasks, on 2 of the 12 drawers, after training on 10."""
-        drawers = np.random.default_rng((1, step)).permutation(12)
-        z = self.trained(mixing, drawers[:10], (2, step), report=self.report)
-        return nll(z, mixing, self.batch(drawers[10:])) / len(self.drawings)
-
-    def final(self, mixing):
-        """(mean over seeds of the training loss, of the test loss; the test loss of each seed)."""
-        train, test = self.batch(np.arange(12)), self.batch(np.arange(12, 15))
-        losses = []
-        for seed in range(self.s.seeds):
-            z = self.trained(mixing, np.arange(12), (3, seed))
-            losses.append([float(nll(z, mixing, x)) / len(self.drawings) for x in (train, test)])
-        train, test = np.mean(losses, axis=0)
-        return {"train": train, "test": test, "test by seed": [each for _, each in losses]}
 
 
 def nll(z, mixing, batch):
@@ -141,28 +65,43 @@ def loss(z, mixing, batch):
     return nll(z, mixing, batch) + np.exp(-4) * penalty
 
 
-def correlations(t):
-    """Between the tasks' weights, where those of z are independent."""
-    covariance = t @ t.T
-    size = np.sqrt(np.diag(covariance))
-    return covariance / np.outer(size, size)
+class Problem:
+    def __init__(self, s):
+        self.s, self.tasks, self.report = s, Tasks(s.data, s.outputs), rg.Report()
 
+    def start(self, seed):
+        """Whitened networks: for each layer weights (tasks, n, m) and biases (tasks, m)."""
+        draw = lambda *shape: np.exp(-2) * rng.standard_normal(shape, np.float32)
+        rng, tasks = np.random.default_rng(seed), len(self.tasks)
+        layers = pairwise((self.tasks.pixels, *self.s.hidden, self.s.outputs))
+        return [(draw(tasks, n, m), draw(tasks, m)) for n, m in layers]
 
-def picture(problem, mixing, values, path):
-    figure = plt.figure(figsize=(11, 7.5), layout="constrained")
-    axes = figure.subplot_mosaic("AAB;012", height_ratios=(1, 1.2))
-    rows = [np.hstack(x[:12, 0] if len(x) > 11 else x[:5, 0]) for x in problem.drawings]
-    axes["A"].imshow(np.vstack(rows), cmap="gray_r")
-    axes["A"].set(title="characters, a task to a row", xticks=[], yticks=[])
-    axes["B"].plot(values, ".-")
-    axes["B"].set(xlabel="meta-iteration", ylabel="validation loss (nats)")
-    for k, t in enumerate(mixing):
-        shown = axes[str(k)].imshow(correlations(np.asarray(t)), vmin=0, vmax=1)
-        axes[str(k)].set(title=f"layer {k + 1}", xticks=[], yticks=[])
-    axes["0"].set_yticks(range(len(problem.names)), problem.names)
-    figure.colorbar(shown, ax=axes["2"], label="learned correlation of the weights")
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    def mixing(self, shares):
+        """T for each layer: (1 - c) identity + c (all entries alike)."""
+        tasks = len(self.tasks)
+        return [((1 - c) * np.eye(tasks) + c / tasks).astype(np.float32) for c in shares]
+
+    def trained(self, mixing, drawers, seed, **options):
+        return rg.train(
+            loss, self.start(seed), rg.Momentum(1.0, 0.9), [self.tasks.batch(drawers)],
+            steps=self.s.steps, hyper=mixing, adjoint=rg.Reversible(), **options,
+        )  # fmt: skip
+
+    def hyperloss(self, mixing, step):
+        """Validation loss, averaged over tasks, on 2 of the 12 drawers, after training on 10."""
+        drawers = np.random.default_rng((1, step)).permutation(12)
+        z = self.trained(mixing, drawers[:10], (2, step), report=self.report)
+        return nll(z, mixing, self.tasks.batch(drawers[10:])) / len(self.tasks)
+
+    def final(self, mixing):
+        """(mean over seeds of the training loss, of the test loss; the test loss of each seed)."""
+        train, test = self.tasks.batch(np.arange(12)), self.tasks.batch(np.arange(12, 15))
+        losses = []
+        for seed in range(self.s.seeds):
+            z = self.trained(mixing, np.arange(12), (3, seed))
+            losses.append([float(nll(z, mixing, x)) / len(self.tasks) for x in (train, test)])
+        train, test = np.mean(losses, axis=0)
+        return {"train": train, "test": test, "test by seed": [each for _, each in losses]}
 
 
 def main(s):
@@ -173,18 +112,11 @@ def main(s):
     start = problem.mixing(KINDS["learned"])
 
     def learn():
-        found = rg.minimize(
-            problem.hyperloss, start, rg.SGD(s.outer_rate), until=s.outer, save=save
-        )
-        facts = {
-            "values": found.values,
-            "mixing": found.hyper,
-            "exact": problem.report.returned_exactly,
-        }
-        return facts | {
-            "bits": problem.report.bits_per_weight_step,
-            "MB kept": problem.report.bytes_kept / 1e6,
-        }
+        sgd, report = rg.SGD(s.outer_rate), problem.report
+        found = rg.minimize(problem.hyperloss, start, sgd, until=s.outer, save=save)
+        facts = {"exact": report.returned_exactly, "bits": report.bits_per_weight_step}
+        facts["MB kept"] = report.bytes_kept / 1e6
+        return facts | {"values": found.values, "mixing": found.hyper}
 
     found = record.once("outer", learn)
     mixing = {k: problem.mixing(c) for k, c in KINDS.items()}
@@ -198,7 +130,7 @@ def main(s):
     }
     record["bits per weight and step"] = found["bits"]
     record.finish()
-    picture(problem, mixing["learned"], found["values"], s.folder / "omniglot_multitask.png")
+    picture(problem.tasks, mixing["learned"], found["values"], s.folder / "omniglot_multitask.png")
     return {kind: record[kind] for kind in mixing}
 
 

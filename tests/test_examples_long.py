@@ -13,6 +13,11 @@ pytest.importorskip("tyro", reason="the examples need `pip install revgrad[examp
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.fixture(autouse=True)
+def examples_can_be_imported(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
 def load(name):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -68,15 +73,15 @@ def test_omniglot_is_shared_and_learned(tmp_path):
 
 def test_omniglot_turns_and_splits_as_the_paper_does(omniglot_file):
     example = load("omniglot_multitask")
-    problem = example.Problem(example.Settings())
-    assert len(problem.drawings) == 10
-    for upright, turned in zip(problem.drawings[:5], problem.drawings[5:], strict=True):
+    tasks = example.Problem(example.Settings()).tasks
+    assert len(tasks) == 10
+    for upright, turned in zip(tasks.drawings[:5], tasks.drawings[5:], strict=True):
         assert np.array_equal(turned, np.rot90(upright, -1, axes=(2, 3)))
-    assert problem.labels[:5] == problem.labels[5:]
-    x, targets = problem.batch(np.arange(10))
+    assert tasks.labels[:5] == tasks.labels[5:]
+    x, targets = tasks.batch(np.arange(10))
     assert x.shape == (10, 400, 784)
     assert targets.sum(axis=(1, 2)) == pytest.approx(1)
-    assert [len(a) for a in problem.drawings[:5]] == [24, 22, 24, 40, 26]
+    assert [len(a) for a in tasks.drawings[:5]] == [24, 22, 24, 40, 26]
 
 
 def test_the_recurrent_network_returns_and_learns(tmp_path):
