@@ -21,7 +21,7 @@ import tyro
 import revgrad as rg
 from revgrad import data
 from revgrad.extend import Add, Scale
-from revgrad.nn import log_softmax
+from revgrad.nn import log_softmax, sigmoid
 from revgrad.records import Record
 
 PAPER = {
@@ -49,7 +49,7 @@ class Settings:
 
 def gate(h, x, w):
     """In (0.001, 0.999): below 1, so that a ratio of integers stands for it."""
-    return 0.001 + 0.998 / (1 + np.exp(-(w["x"][x["now"]] + h @ w["h"] + w["b"])))
+    return 0.001 + 0.998 * sigmoid(w["x"][x["now"]] + h @ w["h"] + w["b"])
 
 
 def new(h, x, w):
@@ -92,29 +92,39 @@ class Problem:
         return {"now": self.text[at], "next": self.text[at + 1], "share": share}
 
     def loss(self, weights, inputs, adjoint, report=None):
-        return rg.scan(
-            CELL, self.start, inputs, params=weights, adjoint=adjoint, report=report
-        )["loss"]  # fmt: skip
+        options = {"params": weights, "adjoint": adjoint, "report": report}
+        return rg.scan(CELL, self.start, inputs, **options)["loss"]
 
     def long(self, adjoint):
         """(facts of one derivative through the long text, the derivative itself)."""
-        report = rg.Report()
-        inputs = self.read(np.arange(self.s.readers) * self.s.steps, self.s.steps)
+        report, s = rg.Report(), self.s
+        inputs = self.read(np.arange(s.readers) * s.steps, s.steps)
         loss, slope = rg.value_and_grad(self.loss)(self.weights, inputs, adjoint, report)
-        facts = {"loss": loss, "MB kept": report.bytes_kept / 1e6, "chaos": report.chaos}
-        facts["MB of states"] = report.bytes_stored / 1e6
-        facts |= {"exact": report.returned_exactly, "bits": report.bits_per_weight_step}
+        facts = {"loss": loss, "MB kept": report.bytes_kept / 1e6}
+        facts |= {"MB of states": report.bytes_stored / 1e6, "exact": report.returned_exactly}
+        facts |= {"bits": report.bits_per_weight_step}
         return facts | {"seconds": [report.seconds, report.seconds_back]}, slope
 
     def learn(self, save):
-        def loss(weights, step):
-            begins = np.random.default_rng((1, step)).integers(len(self.text), size=self.s.readers)
-            return self.loss(weights, self.read(begins, self.s.piece), rg.Reversible())
+        s = self.s
 
-        found = rg.minimize(
-            loss, self.weights, rg.Adam(self.s.rate), until=self.s.updates, save=save
-        )
-        return found.values
+        def loss(weights, step):
+            begins = np.random.default_rng((1, step)).integers(len(self.text), size=s.readers)
+            return self.loss(weights, self.read(begins, s.piece), rg.Reversible())
+
+        return rg.minimize(loss, self.weights, rg.Adam(s.rate), until=s.updates, save=save).values
+
+
+def picture(facts, values, path):
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    kept = [facts[k] for k in ("MB kept", "MB of states")]
+    bars = left.bar(["what gates destroy", "states in float32"], kept)
+    left.bar_label(bars, fmt="%.3g MB")
+    left.set(yscale="log", ylabel="kept to go back (MB)")
+    right.plot(values, lw=0.7)
+    right.set(xlabel="update", ylabel="loss (nats per character)")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main(s):
@@ -137,16 +147,8 @@ def main(s):
     values = record.once("learning", lambda: problem.learn(save))
     record["learned"] = float(np.mean(values[-20:]))
     print(f"{values[0]:.3f} nats per character, then {record['learned']:.3f}")
+    picture(record["reversible"], values, s.folder / "reversible_rnn.png")
     record.finish()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    kept = [record["reversible"][k] for k in ("MB kept", "MB of states")]
-    left.bar(["what gates destroy", "states in float32"], kept)
-    left.bar_label(left.containers[0], fmt="%.3g MB")
-    left.set(yscale="log", ylabel=f"kept to go back {s.steps:,} steps (MB)")
-    right.plot(values, lw=0.7)
-    right.set(xlabel="update", ylabel="loss (nats per character)")
-    figure.savefig(s.folder / "reversible_rnn.png", dpi=110)
-    plt.close(figure)
     return {name: record[name] for name in ("equal to the bit", "reversible", "stored", "learning")}
 
 
