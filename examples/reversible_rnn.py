@@ -6,7 +6,7 @@ and the gates of each are functions of the other (MacKay et al. 2018). First the
 mean loss over a long text, with respect to every weight: equal to the bit to that from stored
 states. Then the network learns to predict the next character from shorter pieces.
 
-    python examples/reversible_rnn.py                     War and Peace, 10 minutes on one core
+    python examples/reversible_rnn.py                     War and Peace, 8 minutes on one core
     python examples/reversible_rnn.py --data self --quick the text of this file, seconds
 """
 
