@@ -18,6 +18,7 @@ from typing import Literal
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from sklearn.metrics import roc_auc_score
 
 import revgrad as rg
 from revgrad import data
@@ -27,9 +28,9 @@ from revgrad.records import Record
 PAPER = {
     "wrong labels told from right ones (area under ROC)": (None, "area under ROC"),
     "test loss, nothing learned (nats)": (None, "test/nothing"),
-    "test loss, weights learned": (None, "test/weights"),
-    "test loss, preprocessing and strength learned": (None, "test/preprocessing"),
-    "test loss, all learned": (None, "test/all"),
+    "weights learned": (None, "test/weights"),
+    "preprocessing and noise learned": (None, "test/preprocessing"),
+    "all learned": (None, "test/all"),
 }
 PARTS = {
     "nothing": (),
@@ -99,39 +100,25 @@ class Problem:
             hyper=hyper, adjoint=rg.Reversible(), report=self.report,
         )  # fmt: skip
 
-    def held_out(self, hyper, split):
-        hyper = {k: np.float32(x) if np.ndim(x) == 0 else x for k, x in hyper.items()}
-        return np.mean(losses(self.trained(hyper), hyper, *split))
+    def hyperloss(self, hyper):
+        return np.mean(losses(self.trained(hyper), hyper, *self.valid))
 
     def learn(self, names, save):
         """What some of the hyperparameters end at, and the validation losses on the way."""
-        fixed = {k: x for k, x in self.start.items() if k not in names}
-        hyperloss = lambda some: np.mean(
-            losses(self.trained(some | fixed), some | fixed, *self.valid)
-        )
-        some = {k: self.start[k] for k in names}
-        found = rg.minimize(
-            hyperloss, some, rg.Adam(self.s.outer_rate), until=self.s.outer, save=save
-        )
+        some, s = {k: self.start[k] for k in names}, self.s
+        hyperloss = lambda some: self.hyperloss(self.start | some)
+        found = rg.minimize(hyperloss, some, rg.Adam(s.outer_rate), until=s.outer, save=save)
         return {"hyper": found.best_hyper, "values": found.values}
-
-
-def area(scores, positive):
-    """Under the ROC curve: how often a positive scores above a negative."""
-    ranks = np.argsort(np.argsort(scores)) + 1
-    n = positive.sum()
-    return (ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(scores) - n))
 
 
 def picture(problem, hyper, runs, path):
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.5), layout="constrained")
     side = isqrt(len(hyper["gain"]))
     for ax, name in zip(axes, ("gain", "shift"), strict=False):
-        middle = problem.start[name][0]
-        x = hyper[name].reshape(side, side)
-        far = np.abs(x - middle).max()
-        shown = ax.imshow(x, cmap="RdBu_r", vmin=middle - far, vmax=middle + far)
-        ax.set(title=f"learned {name} of each pixel", xticks=[], yticks=[])
+        change = (hyper[name] - problem.start[name]).reshape(side, side)
+        far = np.abs(change).max()
+        shown = ax.imshow(change, cmap="RdBu_r", vmin=-far, vmax=far)
+        ax.set(title=f"change of each pixel's {name}", xticks=[], yticks=[])
         figure.colorbar(shown, ax=ax)
     weight = np.exp(hyper["log_weight"])
     bins = np.geomspace(weight.min(), weight.max(), 40)
@@ -158,11 +145,11 @@ def main(s):
             save = s.folder / f"learn_preprocessing_{kind}.safetensors"
             runs[kind] = record.once(kind, lambda n=names, f=save: problem.learn(n, f))
             hyper = hyper | {k: np.array(x) for k, x in runs[kind]["hyper"].items()}
-        test[kind] = problem.held_out(hyper, problem.test)
+        test[kind] = np.mean(losses(problem.trained(hyper), hyper, *problem.test))
         print(f"{kind:>15} learned: test loss {test[kind]:.4f}")
     record["test"] = test
     record["noise"] = np.exp(hyper["log_noise"])
-    record["area under ROC"] = area(-hyper["log_weight"], problem.wrong)
+    record["area under ROC"] = roc_auc_score(problem.wrong, -hyper["log_weight"])
     record["bits per weight and step"] = problem.report.bits_per_weight_step
     print("noise", record["noise"], "; area under ROC", record["area under ROC"])
     picture(problem, hyper, runs, s.folder / "learn_preprocessing.png")
