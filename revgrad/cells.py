@@ -80,7 +80,8 @@ class Cell:
         return next((s for s in self.statements if not s.can_be_undone), None)
 
     @property
-    def undo_order(self):
+    def undone(self):
+        """The statements in the order that undoes a step."""
         return self.statements[::-1]
 
 
@@ -175,14 +176,14 @@ class CellProgram:
 
     # One step.
 
-    def advance(self, state, t, first=None):
+    def advance(self, state, t):
         """Take step t in place."""
         for s in self.run.cell.statements:
             self._do(s, state, t)
 
     def retreat_and_pull(self, state, t, cotangents):
         """Undo step t and pull cotangents through it, both in place."""
-        for s in self.run.cell.undo_order:
+        for s in self.run.cell.undone:
             self._pull(self._undo(s, state, t), t, cotangents)
 
     def visit_and_pull(self, state, t, cotangents):
