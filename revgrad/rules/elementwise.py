@@ -30,6 +30,8 @@ def _share(out, x, y):
 def _power_base(out, x, y):
     if isinstance(y, (int, float)):  # stays weak: no float64 in float32 code
         return y * x ** (y - 1) if y else 0.0
+    if isinstance(plain(y), float):  # a traced one does too
+        return y * x ** (y - (y != 0))
     return y * x ** np.where(y == 0, 1.0, y - 1)
 
 
