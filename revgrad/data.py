@@ -354,26 +354,27 @@ def _checked_size(dtype, shape, path, limit):
     return math.prod(shape) * dtype.itemsize
 
 
-def minibatches(data, size, seed):
+def minibatches(data, size, seed, *, short=False):
     """Batches of `size` examples as a pure function of the step, for `train`.
 
     data: a tree of arrays with one leading axis N in common, kept by reference.
     seed: an integer in [0, 2**64). Each epoch takes a fresh order of the N examples, without
-    replacement; the last N mod size of them are left out of that epoch.
+    replacement; the last N mod size of them are left out of that epoch, or with short=True make a
+    last batch of fewer.
     Result: a `Minibatches`; the batch of a step depends on (N, size, seed, step) alone, whatever
     was asked before and in whatever thread.
     Raises: ValueError for size outside [1, N], unequal leading axes, or no arrays at all.
     """
-    return Minibatches(data, size, seed)
+    return Minibatches(data, size, seed, short)
 
 
 class Minibatches:
     """What `minibatches` returns: call it with a step for the batch, a tree like the data.
 
-    size, seed: as given; steps_per_epoch: N // size.
+    size, seed: as given; steps_per_epoch: N / size, rounded down, or up if short.
     """
 
-    def __init__(self, data, size, seed):
+    def __init__(self, data, size, seed, short=False):
         self.size, self.seed = operator.index(size), operator.index(seed)
         if not 0 <= self.seed < _WORD:
             raise ValueError(f"minibatches: seed is {seed}, an integer in [0, 2**64) is wanted.")
@@ -383,7 +384,7 @@ class Minibatches:
                 f"minibatches: size is {size}, the data has {self._count} examples; "
                 f"pass a size from 1 to {self._count}."
             )
-        self.steps_per_epoch = self._count // self.size
+        self.steps_per_epoch = -(-self._count // self.size) if short else self._count // self.size
         self._orders = {}  # of the latest epochs; replaced whole, so that threads may share it
 
     def __call__(self, step):

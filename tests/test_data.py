@@ -307,6 +307,16 @@ def test_an_epoch_meets_each_example_at_most_once(size, seed, epoch):
     assert len(np.unique(met)) == len(met) and set(met.tolist()) <= set(range(count))
 
 
+@given(sizes, seeds, st.integers(0, 3))
+def test_with_short_batches_an_epoch_meets_every_example(size, seed, epoch):
+    count, size = size
+    batches = data.minibatches(np.arange(count), size, seed, short=True)
+    steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+    met = [batches(k) for k in steps]
+    assert {len(x) for x in met[:-1]} <= {size} and 1 <= len(met[-1]) <= size
+    assert sorted(np.concatenate(met).tolist()) == list(range(count))
+
+
 @given(sizes, seeds, st.lists(st.integers(0, 200), min_size=1, max_size=20))
 def test_a_batch_depends_on_the_step_alone(size, seed, steps):
     count, size = size
