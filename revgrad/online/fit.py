@@ -90,7 +90,7 @@ class Fitting:
     """What `fit` has taken apart: what a tuner is bound to.
 
     run, values: as `train` has them. optimizer: as given. gradient: the run's `Gradient`.
-    bottom: the Level of the params. kept: vectors for the latest two gradients.
+    bottom: the Level of the params.
     """
 
     run: Any
@@ -98,7 +98,6 @@ class Fitting:
     optimizer: Any
     gradient: Any
     bottom: Any
-    kept: list
 
     @classmethod
     def of(cls, run, values, optimizer):
@@ -111,18 +110,11 @@ class Fitting:
         bottom = Level(
             optimizer, run.spreads, values.optimizer, state, run.layout_of, first_t=run.first_t
         )
-        count = 0 if optimizer.tuned_by is None else 2
-        kept = [np.empty(run.layout.size, run.layout.dtype) for _ in range(count)]
-        return cls(run, values, optimizer, Gradient(run, values), bottom, kept)
+        return cls(run, values, optimizer, Gradient(run, values), bottom)
 
     def look(self, t):
-        """((loss, aux), flat g) at step t; g stays as it is until the call after next, if tuned."""
-        value, g = self.gradient.value(self.leaves(), t)
-        if not self.kept:
-            return value, g
-        self.kept.reverse()
-        np.copyto(self.kept[0], g)
-        return value, self.kept[0]
+        """((loss, aux), flat g) at step t, which the next call overwrites."""
+        return self.gradient.value(self.leaves(), t)
 
     def tuner(self):
         above = self.optimizer.tuned_by
@@ -153,16 +145,8 @@ def _fit(fitting, tuner, paths, progress):
     steps = run.steps
     with tqdm(range(begin, steps), disable=not progress, initial=begin, total=steps) as bar:
         for t in bar:
-            (value, aux), g = fitting.look(t)
-            if expected is not None:
-                log.check_gradient(t, g, expected)
-                expected, tuner.first = None, False
-            else:
-                _look(run, fitting, tuner, paths, t, value, g, watched)
-            if log and log.due(t):
-                log.save(t, g, watched)
-            _step(fitting, tuner, paths, t, g, aux)
-            paths.add(t, float(value), tuner.values())
+            value, aux = take_step(fitting, tuner, paths, t, watched, log, expected)
+            expected = None
             if progress:
                 bar.set_postfix_str(f"loss {value:.4g}", refresh=False)
             if run.callback is not None and stops(run, t, value, aux, hyper=paths.last):
@@ -178,8 +162,26 @@ def _fit(fitting, tuner, paths, progress):
     return run.first_t + steps
 
 
-def _look(run, fitting, tuner, paths, t, value, g, watched):
+def take_step(fitting, tuner, paths, t, watched, log=None, expected=None):
+    """Take step t of a run; returns (loss, aux).
+
+    expected: digest of the gradient there, where the run has just been taken up from a file.
+    """
+    (value, aux), g = fitting.look(t)
+    if expected is None:
+        _look(fitting, tuner, paths, t, value, g, watched)
+    else:
+        log.check_gradient(t, g, expected)
+    if log and log.due(t):
+        log.save(t, g, watched)
+    _step(fitting, tuner, paths, t, g, aux)
+    paths.add(t, float(value), tuner.values())
+    return value, aux
+
+
+def _look(fitting, tuner, paths, t, value, g, watched):
     """What is to be known before step t: the loss, what is watched, the slopes."""
+    run = fitting.run
     if not np.isfinite(value):
         raise _diverged(fitting, paths, t, f"the loss is {value}")
     if run.watch is not None:

@@ -7,7 +7,7 @@ from revgrad.errors import LeftDomain
 from revgrad.hyper import is_per_step
 from revgrad.online.recorded import Recorded
 from revgrad.state import Layout
-from revgrad.transforms import vjp
+from revgrad.transforms import jvp
 from revgrad.tuning import domain_of, transform_of, tuned_names
 
 
@@ -45,14 +45,10 @@ class Knobs:
         return given if constraint is None else constraint.inverse(given)
 
     def _map(self, name):
-        """Raw numbers -> the hyperparameter, and its pull-back."""
+        """Raw numbers -> [the hyperparameter, its slope], entry by entry."""
         constraint = transform_of(self.optimizer, name)
-
-        def f(raw):
-            out, pullback = vjp(constraint.forward, raw)
-            return [out], lambda ct: list(pullback(ct))
-
-        return Recorded(f, [self.raw[self.slots[name]]], lambda out: [np.ones_like(out[0])])
+        f = lambda raw: list(jvp(constraint.forward, (raw,), (np.ones_like(raw),)))
+        return Recorded(f, [self.raw[self.slots[name]]])
 
     def _bounds(self, k):
         bounds = np.empty(self.layout.size)
@@ -83,7 +79,7 @@ class Knobs:
         for name, slot in self.slots.items():
             x = self.raw[slot]
             if name in self.maps:
-                (x,), self.slopes[name] = self.maps[name](x)
+                x, self.slopes[name] = self.maps[name](x)
             found[name] = float(x[0]) if self.spreads[name].scalar else self._leaves(name, x)
         return found
 
@@ -99,18 +95,27 @@ class Knobs:
         spread = self.spreads[name]
         return value if spread.scalar else spread.flat(value, 0, self.below[name], dtype)
 
-    def pull(self, cts):
-        """Cotangent of the raw numbers from those of what `flat` gave, by name."""
+    def pull(self, ct_params, tangents):
+        """Cotangent of the raw numbers from one of the params, which statements make entry by entry.
+
+        tangents: name -> that of the params where each entry's hyperparameter moves by 1, or None.
+        """
         out = np.empty(self.layout.size)
         for name, slot in self.slots.items():
-            spread, ct = self.spreads[name], cts[name]
-            if not spread.scalar:
-                parts = [
-                    np.zeros(np.shape(x)) for x in optree.tree_leaves(self.optimizer.hyper[name])
-                ]
-                spread.collect(parts, ct.astype(np.float64), 0, self.below[name])
-                ct = np.concatenate([np.ravel(x) for x in parts])
-            out[slot] = ct
+            spread, tangent = self.spreads[name], tangents[name]
+            if tangent is None:
+                out[slot] = 0.0
+            elif spread.scalar:
+                out[slot] = ct_params @ tangent
+            else:
+                out[slot] = self._collected(name, ct_params * tangent)
             if name in self.maps:
-                out[slot] = self.slopes[name](out[slot])[0]
+                out[slot] *= self.slopes[name]
         return out
+
+    def _collected(self, name, ct):
+        """The transpose of `flat`."""
+        leaves = optree.tree_leaves(self.optimizer.hyper[name])
+        parts = [np.zeros(np.shape(x)) for x in leaves]
+        self.spreads[name].collect(parts, ct.astype(np.float64), 0, self.below[name])
+        return np.concatenate([np.ravel(x) for x in parts])

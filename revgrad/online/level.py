@@ -1,14 +1,14 @@
 """An optimizer bound to a flat vector: its step in floats, and the derivative of that one step.
 
-Both follow from the statement list, by `Optimizer.float_step` under `vjp` or `jvp`; they are
+Both follow from the statement list, by `Optimizer.float_step` under `jvp`; they are
 recorded once and replayed.
 """
 
 import numpy as np
 
 from revgrad.online.knobs import Knobs
-from revgrad.online.recorded import Recorded
-from revgrad.transforms import jvp, vjp
+from revgrad.online.recorded import Recorded, RecordedPair
+from revgrad.transforms import jvp
 
 
 class Level:
@@ -35,7 +35,7 @@ class Level:
         self.now = knobs.values() if knobs else {}  # the values that learn, as last used
         self.fixed = {n: self._given(n, 0) for n in self.hyper if n not in self.tuned}
         self.moving = [n for n in self.fixed if not spreads[n].constant]
-        self.recorded, self.then = None, None
+        self.recorded, self.then, self.tangents = None, None, []
 
     def _given(self, name, t):
         spread, values = self.spreads[name], self.values[name]
@@ -58,17 +58,22 @@ class Level:
         first += [of_loss[name] for name in self.of_loss]
         first += [float(self.first_t + t + 1), *(hyper[name] for name in self.hyper)]
         if self.recorded is None:
-            self.recorded = Recorded(getattr(self, f"_{self.mode}ed"), first, self._make_second)
-        out, self.then = self.recorded(*first)
-        self.state = dict(zip(self.names, out, strict=True))
+            self.recorded = self._record(first)
+        out = self.recorded(*first)
+        if self.mode == "push":
+            out, self.then = out
+        n = len(self.names)
+        self.state, self.tangents = dict(zip(self.names, out[:n], strict=True)), out[n:]
 
     def pull(self, ct):
         """Cotangent of the raw knobs from one of the params after the latest step, both flat.
 
+        Forward mode makes it cheap: the step leaves a tangent for each hyperparameter, and this is
+        a product with each. 
         What the step found (older params, variables and gradients) counts as given: that is the
         one-step derivative.
         """
-        return self.knobs.pull(dict(zip(self.tuned, self.then(ct), strict=True)))
+        return self.knobs.pull(ct, dict(zip(self.tuned, self.tangents, strict=True)))
 
     def push(self, tangents, g=None, knobs=None):
         """Tangents of the variables after the latest step, by name, as `tangents` are of before.
@@ -103,17 +108,29 @@ class Level:
         after = self.optimizer.float_step(now, g, lambda name, _: hyper[name], t, aux)
         return [after[name][0] for name in self.names]
 
-    def _pulled(self, *args):
+    def _record(self, first):
+        if self.mode == "pull":
+            return Recorded(self._with_tangents, first)
+        return RecordedPair(self._pushed, first, self._make_second)
+
+    def _with_tangents(self, *args):
+        """The variables after a step, and the params' tangent for each hyperparameter that learns.
+
+        Statements act entry by entry, so one tangent holds the derivative of every entry by its
+        own value of the hyperparameter, however that is spread.
+        """
         variables, of_loss, t, tuned, rest = self._apart(args)
+        tangents = []
+        for k, x in enumerate(tuned):
 
-        def f(*tuned):
-            params, *others = self._after(variables, of_loss, t, tuned, rest)
-            return params, others
+            def params(now, k=k):
+                learns = [*tuned[:k], now, *tuned[k + 1 :]]
+                return self._after(variables, of_loss, t, learns, rest)[0]
 
-        if not self.tuned:
-            return self._after(variables, of_loss, t, tuned, rest), lambda ct: []
-        params, pullback, others = vjp(f, *tuned, has_aux=True)
-        return [params, *others], lambda ct: list(pullback(ct))
+            one = 1.0 if self.spreads[self.tuned[k]].scalar else np.ones_like(x)
+            moves = self.layout_of(self.tuned[k]) is self.layout_of("params")
+            tangents.append(jvp(params, (x,), (one,))[1] if moves else None)
+        return [*self._after(variables, of_loss, t, tuned, rest), *tangents]
 
     def _pushed(self, *args):
         variables, of_loss, t, tuned, rest = self._apart(args)
@@ -128,11 +145,9 @@ class Level:
 
         return f(*moving), then
 
-    def _make_second(self, outputs):
-        """Values like what `then` takes, for the recording."""
+    def _make_second(self, _):
+        """Values like what the pushed function takes, for the recording."""
         ones = np.ones_like(self.state["params"])
-        if self.mode == "pull":
-            return [ones]
         found = [np.ones_like(self.state[name]) for name in self.names]
         found += [ones] if "g" in self.of_loss else []
         return found + [1.0 if self.spreads[name].scalar else ones for name in self.tuned]

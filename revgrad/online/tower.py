@@ -78,6 +78,7 @@ class Tower:
         return found
 
     def load(self, parts):
+        self.first = False
         self.slopes = [parts[f"slope {k}"] for k in range(len(self.slopes))]
         for k, level in enumerate(self.levels[1:], 1):
             level.state = {name: parts[f"level {k} {name}"] for name in level.state}
