@@ -1,0 +1,40 @@
+"""A character model in NumPy, and the text that it reads."""
+
+import numpy as np
+
+from revgrad import data, nn
+
+
+def text(quick):
+    """The characters as numbers, and how many kinds there are."""
+    if quick:
+        characters = np.random.default_rng(0).integers(0, 7, 20_000) // 2
+    else:
+        content = data.find("warpeace_input.txt").read_text(encoding="utf-8-sig")
+        characters = np.frombuffer(content.encode("utf-32-le"), np.uint32)
+    kinds, numbers = np.unique(characters, return_inverse=True)
+    return numbers, len(kinds)
+
+
+def params_of(seed, kinds, hidden, embedding=64):
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: rng.uniform(-1, 1, shape).astype(np.float32) * hidden**-0.5
+
+    def layer(inputs):
+        gates = 4 * hidden
+        return {"input": draw(inputs, gates), "recurrent": draw(hidden, gates), "bias": draw(gates)}
+
+    table = rng.standard_normal((kinds, embedding)).astype(np.float32)
+    out = [draw(hidden, kinds), draw(kinds)]
+    return {"table": table, "layers": [layer(embedding), layer(hidden)], "out": out}
+
+
+def loss(params, _, batch):
+    """Mean cross entropy of the next character; each sequence begins with an empty memory."""
+    now, following = batch[:, :-1].T, batch[:, 1:].T
+    x = nn.embedding(params["table"], now)
+    for layer in params["layers"]:
+        empty = np.zeros((x.shape[1], layer["recurrent"].shape[0]), np.float32)
+        _, x = nn.scan(nn.lstm_cell, layer, (empty, empty), x)
+    outputs = nn.dense(x, *params["out"])
+    return nn.softmax_cross_entropy(outputs.reshape(-1, outputs.shape[-1]), following.reshape(-1))

@@ -1,0 +1,101 @@
+"""The experiments of examples/towers run at their smallest sizes, and are gone on with."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import optree
+import pytest
+
+import revgrad as rg
+
+pytest.importorskip("tyro", reason="the examples need `pip install revgrad[examples]`")
+TOWERS = Path(__file__).parents[1] / "examples" / "towers"
+
+
+@pytest.fixture(autouse=True)
+def examples_can_be_imported(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOWERS))
+    yield
+    for name, module in [*sys.modules.items()]:
+        if (getattr(module, "__file__", None) or "").startswith(str(TOWERS)):
+            del sys.modules[name]
+
+
+def run(name, folder, **settings):
+    """(what main returns, the values of its record), run twice: the second time from the record."""
+    example = importlib.import_module(name)
+    chosen = example.Settings(folder, quick=True, **settings)
+    first, values = example.main(chosen), values_in(folder / f"{name}.json")
+    assert (folder / f"{name}.png").stat().st_size > 8_000
+    example.main(chosen)
+    assert values_in(folder / f"{name}.json") == values
+    for what, (_, key) in example.PAPER.items():
+        found = values
+        for part in key.split("/"):
+            found = found[part]
+        assert np.isfinite(found), what
+    return first, values
+
+
+def values_in(path):
+    return json.loads(path.read_text(encoding="utf-8"))["values"]
+
+
+def test_table_1(tmp_path, mnist_dir):
+    found, _ = run("table1", tmp_path, seeds=1)
+    assert [len(rows) for rows in found.values()] == [5, 5, 3, 5]
+    for below in ("SGD", "Adam"):  # after 8 steps what is tuned is ahead of what is not
+        table = found["1a" if below == "SGD" else "1b"]
+        assert min(row["error"] for row in table.values()) < table[below]["error"]
+    assert found["1b"]["Adam by SGD(1e-5)"]["learning_rate"] > 0.002
+
+
+def test_base_rates(tmp_path, mnist_dir):
+    found, _ = run("base_rates", tmp_path)
+    lowest = [found["errors"]["4a"][str(h)][0] for h in range(4)]
+    assert lowest[0] > lowest[1] > lowest[2] - 5  # from a rate that is too low
+    assert all(rows[-1] > 80 for rows in found["errors"]["4a"].values())  # and far too high
+
+
+def test_level_cost(tmp_path, mnist_dir):
+    found, _ = run("level_cost", tmp_path)
+    assert len(found["sgd"]["added (%)"]) == 3 and found["sgd"]["added (%)"][0] == 0
+
+
+def test_resnet(tmp_path):
+    found, values = run("resnet", tmp_path)
+    assert len(found["rows"]) == 6
+    tuned = values["2a, rate 0.1, momentum 0.9, tuned"]
+    assert tuned["learning_rate"] != 0.1 and tuned["momentum"] != 0.9
+
+
+def test_characters(tmp_path):
+    found, values = run("characters", tmp_path)
+    assert all(1 < x < 5 for x in found.values())  # of 4 characters
+    assert values["0.01, tuned"]["learning_rate"] != 0.01
+
+
+def test_slopes_of_the_lstm_are_difference_quotients():
+    """A tower over clipped Adam on a recurrent network: the rate's slope, by moving the rate."""
+    lstm = importlib.import_module("small_lstm")
+    characters = importlib.import_module("characters")
+    numbers, kinds = lstm.text(quick=True)
+    batches = [numbers[k : k + 88].reshape(8, 11) for k in range(0, 352, 88)]
+    start = lstm.params_of(0, kinds, 4, 4)
+    params = optree.tree_map(lambda x: x.astype(np.float64), start)
+
+    def losses(rate):
+        seen = []
+        made = rg.ClipByGlobalNorm(rg.Adam(rate, initial_scale=1e-8), 5.0)
+        keep = lambda t, m: seen.append(m["loss"])
+        rg.fit(lstm.loss, params, made, batches[:2], callback=keep)
+        return seen[1]
+
+    made = characters.optimizer(0.01, tuned=True)
+    _, paths = rg.fit(lstm.loss, params, made, batches[:2])
+    slope = (losses(0.01 + 1e-6) - losses(0.01 - 1e-6)) / 2e-6
+    moved = np.diff(paths["learning_rate"])[0]
+    assert moved == pytest.approx(-0.01 * 1e-2 * slope, rel=1e-4)
