@@ -96,7 +96,7 @@ class Knobs:
         return value if spread.scalar else spread.flat(value, 0, self.below[name], dtype)
 
     def pull(self, ct_params, tangents):
-        """Cotangent of the raw numbers from one of the params, which statements make entry by entry.
+        """Cotangent of the raw numbers from one of the params, made entry by entry.
 
         tangents: name -> that of the params where each entry's hyperparameter moves by 1, or None.
         """

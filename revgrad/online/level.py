@@ -69,7 +69,7 @@ class Level:
         """Cotangent of the raw knobs from one of the params after the latest step, both flat.
 
         Forward mode makes it cheap: the step leaves a tangent for each hyperparameter, and this is
-        a product with each. 
+        a product with each.
         What the step found (older params, variables and gradients) counts as given: that is the
         one-step derivative.
         """
