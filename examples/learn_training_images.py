@@ -7,7 +7,6 @@ at 0.01 ("published"); with its gradient the loss ends lower ("penalty learned")
 to learn labels as well. Where they may become any numbers, one image teaches of every digit, and
 the same ten images do much better; fifty of them do little more.
 
-    python examples/learn_training_images.py
     python examples/learn_training_images.py --variants published
     python examples/learn_training_images.py --quick --data digits
 """

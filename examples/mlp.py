@@ -37,6 +37,11 @@ def logits(params, x):
     return x @ params[-1][0] + params[-1][1]
 
 
+def nll(params, split):
+    """Mean negative log-likelihood, in nats."""
+    return softmax_cross_entropy(logits(params, split[0]), split[1])
+
+
 class Problem:
     """Training the MLP, from a start and with batches that depend on a seed."""
 
@@ -67,7 +72,7 @@ class Problem:
         return self.x[rows], self.y[rows]
 
     def loss(self, params, _hyper, batch):
-        return softmax_cross_entropy(logits(params, batch[0]), batch[1])
+        return nll(params, batch)
 
     def loss_on_all(self, _step, params):
         return self.loss(params, None, (self.x, self.y))

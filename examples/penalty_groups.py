@@ -5,7 +5,6 @@ one per unit (the weights into it), or one per weight, each from the best single
 are, the lower the validation loss; the test loss on 10,000 examples says how much of that is the
 validation set learned by heart. "both" is plain training on both sets.
 
-    python examples/penalty_groups.py
     python examples/penalty_groups.py --quick --data digits
 """
 
@@ -18,19 +17,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from authors import slices
-from mlp import logits
+from mlp import nll
 from tqdm import tqdm
 
 import revgrad as rg
 from revgrad import data
-from revgrad.nn import softmax_cross_entropy
 from revgrad.records import Record
 
 POWERS = {"L2": np.square, "L1": np.abs}
 GROUPS = ("one", "per layer", "per unit", "per weight")
-ROWS = [(kind, row) for kind in POWERS for row in (*GROUPS, "both")]
-PAPER = {f"{kind}, {row}: validation loss": (None, f"{kind}/{row}/0") for kind, row in ROWS}
-PAPER |= {f"{kind}, {row}: test loss": (None, f"{kind}/{row}/1") for kind, row in ROWS}
+ROWS = [f"{kind}/{row}" for kind in POWERS for row in (*GROUPS, "both")]
+PAPER = {f"{row}, validation loss": (None, f"{row}/0") for row in ROWS}
+PAPER |= {f"{row}, test loss": (None, f"{row}/1") for row in ROWS}
 
 
 @dataclass
@@ -43,10 +41,6 @@ class Settings:
     steps: int = 60
     outer: int = 40
     seeds: int = 3  # of the sets, the start and the batches
-
-
-def nll(params, split):
-    return softmax_cross_entropy(logits(params, split[0]), split[1])
 
 
 class Problem:
@@ -66,12 +60,9 @@ class Problem:
         pairs = zip(params, log_penalties, strict=True)
         return nll(params, batch) + sum(np.sum(np.exp(a) * self.power(w)) for (w, _), a in pairs)
 
-    def alike(self, group, value):
-        """Log penalties of this kind that are all alike: they broadcast to the weights."""
-        if group == "one":
-            return [np.float64(value)]
-        part = {"per layer": slice(0), "per unit": slice(1, 2), "per weight": slice(2)}[group]
-        return [np.full(w.shape[part], value) for w, _ in self.start]
+    def alike(self, group, value):  # they broadcast to the weights
+        part = {"per unit": slice(1, 2), "per weight": slice(2)}.get(group, slice(0))
+        return [np.full(w.shape[part], value) for w, _ in self.start][: 1 if group == "one" else 2]
 
     def trained(self, log_penalties, examples):
         batches = data.minibatches(examples, 100, self.seed)
@@ -96,8 +87,8 @@ class Problem:
         """(Validation, test loss) for each way to share, each from the best single penalty."""
         best = self.learn("one", -7.0)[1]
         rows = {group: self.learn(group, best[0])[0] for group in GROUPS}
-        both = tuple(np.concatenate(part) for part in zip(self.train, self.valid, strict=True))
-        params = self.trained(best, both)
+        both = map(np.concatenate, zip(self.train, self.valid, strict=True))
+        params = self.trained(best, tuple(both))
         rows["both"] = [float(nll(params, split)) for split in (self.valid, self.test)]
         return rows, self.report.bits_per_weight_step
 
@@ -114,8 +105,8 @@ def main(s):
     for kind in POWERS:
         seeds = [record[f"{kind} {seed}"] for seed in range(s.seeds)]
         record[kind] = {row: np.mean([rows[row] for rows in seeds], 0) for row in seeds[0]}
-        ends, labels = [record[kind][group] for group in GROUPS], ("validation", "test")
-        lines = ax.plot(GROUPS, ends, "o-", label=[f"{kind}, {what}" for what in labels])
+        labels, ends = [f"{kind}, validation", f"{kind}, test"], record[kind]
+        lines = ax.plot(GROUPS, [ends[group] for group in GROUPS], "o-", label=labels)
         ax.axhline(record[kind]["both"][1], color=lines[1].get_color(), linestyle=":")
         print(kind, *(f"{row}: {v:.3f} {t:.3f};" for row, (v, t) in record[kind].items()))
     record.finish()

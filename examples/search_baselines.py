@@ -7,7 +7,6 @@ and scale for all, by theirs; and over these three by random search and Bayesian
 gradients go on from the best that Bayesian optimisation found. Each run has a start and batches of
 its own, and the best may have been lucky; so what was found is tried again, on five new seeds.
 
-    python examples/search_baselines.py
     python examples/search_baselines.py --quick --data digits
 """
 

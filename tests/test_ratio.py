@@ -143,6 +143,22 @@ def test_truncated_rounding_is_that_of_2015(factor, n):
     assert Ratio.of(factor, rounding="truncated") == Ratio(n, 65536)
 
 
+@pytest.mark.parametrize("factor", [0.9, Fraction(9, 10), np.float32(0.9), np.array([0.9, 0.5])])
+def test_statements_read_a_truncated_factor_as_it_was_given(factor):
+    ratio = Ratio.of(factor, "truncated")
+    wanted = np.asarray(factor, np.float64)
+    for same in (ratio, pickle.loads(pickle.dumps(ratio)), ratio.inverse.inverse):
+        np.testing.assert_allclose(same.value, wanted, rtol=1e-15)
+        assert np.all(same.value != same.n / same.d)
+    np.testing.assert_allclose(ratio.inverse.value, 1 / wanted, rtol=1e-15)
+
+
+def test_rows_of_truncated_factors_keep_what_was_given():
+    ratio = Ratio.of(np.array([[0.9, 0.8], [0.7, 0.6]]), "truncated")
+    assert [row.value.tolist() for row in ratio.rows] == [[0.9, 0.8], [0.7, 0.6]]
+    assert [row.inverse.inverse.n.tolist() for row in ratio.rows] == ratio.n.tolist()
+
+
 def test_truncated_rounding_of_arrays():
     assert Ratio.of(np.array([0.9, 0.5, 1.0]), "truncated").n.tolist() == [58983, 32769, 65536]
 
