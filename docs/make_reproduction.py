@@ -7,14 +7,13 @@
 Full-size runs work in build/reproduction. What was killed goes on where it was; what is finished
 there is not run again, and its record and pictures are copied to docs/reproduction.
 
-An example is in SECTIONS, and has a table PAPER = {"what": (the paper's number, key), ...}. The key
-is that of our number in the record, "a/b/3" for what is nested; the number may be None. The page
-takes the docstring's paragraphs, and, if there are such files in docs/reproduction, NAME.md, what
-is to be said about differences, and NAME.png and NAME-*.png.
+On the page are the examples that keep a Record, NAME.json. What is compared is in a table PAPER,
+{"what": (the paper's number, key), ...}; the key is that of our number in the record, "a/b/3" for
+what is nested, and the paper's may be None. The page takes the docstring's paragraphs and, if there
+are such files in docs/reproduction, NAME.md (what differs and why), NAME.png and NAME-*.png.
 """
 
 import argparse
-import ast
 import json
 import math
 import runpy
@@ -31,25 +30,19 @@ EXAMPLES, RECORDS, WORK = (
 )
 PAGE = ROOT / "docs" / "reproduction.md"
 
-# By paper: an example's path in examples/, and what its command line needs for full size.
-SECTIONS = {
-    "Maclaurin, Duvenaud, Adams 2015: Gradient-based Hyperparameter Optimization through Reversible"
-    " Learning": (
-        "figure1_two_weights.py",
-        "learn_schedules.py --start paper",
-        "search_baselines.py",
-        "smooth_hypergradients.py",
-        "figure6_per_weight_l2.py",
-        "penalty_groups.py",
-        "learn_training_images.py",
-        "omniglot_multitask.py",
-        "chaos.py",
-        "learn_preprocessing.py",
-        "hmc_step_sizes.py",
-        "reversible_rnn.py",
-        "learn_initialisation.py",
-    ),
+TITLES = {  # by folder in examples/
+    ".": "Maclaurin, Duvenaud, Adams 2015: Gradient-based Hyperparameter Optimization through "
+    "Reversible Learning",
+    "towers": "Chandra, Xie, Ragan-Kelley, Meijer 2022: Gradient Descent: The Ultimate Optimizer",
+    "online": "Im, Savin, Cho 2021: Online Hyperparameter Optimization",
+    "long_horizons": "Non-greedy Hyperparameter Optimization Over Long Horizons, 2021",
 }
+OPTIONS = {"learn_schedules": ("--start", "paper")}  # that full size needs
+ORDER = (  # of the paper's figures; what is not here comes behind, by name
+    "figure1_two_weights", "learn_schedules", "search_baselines", "smooth_hypergradients",
+    "figure6_per_weight_l2", "penalty_groups", "learn_training_images", "omniglot_multitask",
+    "chaos",
+)  # fmt: skip
 
 HEAD = """# Reproduction
 
@@ -61,50 +54,71 @@ training backwards, per weight and step. "Difference" is ours - paper's.
 BITS = "bits per weight and step"  # the key of a record, where there is one
 
 
+def sections():
+    """Title -> the examples that keep a record."""
+    files = [f for f in EXAMPLES.rglob("*.py") if "Record(" in f.read_text(encoding="utf-8")]
+    rank = {name: k for k, name in enumerate(ORDER)}
+    files.sort(key=lambda f: (rank.get(f.stem, len(rank)), f.stem))
+    folders = {f.parent.relative_to(EXAMPLES).as_posix(): None for f in files}
+    known = [name for name in TITLES if name in folders]
+    return {
+        TITLES.get(name, name): [f for f in files if f.parent == EXAMPLES / name]
+        for name in dict.fromkeys([*known, *sorted(folders)])
+    }
+
+
 def constants(example):
-    """(docstring, PAPER or {}) of an example, which is imported only if it has such a table."""
-    text = example.read_text(encoding="utf-8")
-    docstring = ast.get_docstring(ast.parse(text)) or ""
-    if "\nPAPER = " not in text:
-        return docstring, {}
-    sys.path.insert(0, str(example.parent))  # where its neighbours are
+    """(docstring, PAPER or {}) of an example, imported with its neighbours, and forgotten again."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(example.parent))
     try:
-        return docstring, runpy.run_path(str(example))["PAPER"]
+        found = runpy.run_path(str(example))
     finally:
         sys.path.remove(str(example.parent))
+        for name in set(sys.modules) - before:
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(EXAMPLES)):
+                del sys.modules[name]
+    return found["__doc__"] or "", found.get("PAPER", {})
 
 
 def looked_up(values, key):
-    """What a record has under a key, "a/b/3" for what is nested."""
+    """What a record has under a key, "a/b/3" for what is nested; None if it is not there."""
     if key in values:
         return values[key]
     for part in key.split("/"):
-        values = values[int(part) if isinstance(values, list) else part]
+        try:
+            values = values[int(part) if isinstance(values, list) else part]
+        except (KeyError, IndexError):
+            return None
     return values
 
 
 def row(what, paper, ours):
     """(line of a table, the relative difference or None)."""
-    if paper is None or isinstance(paper, str):
-        return f"| {what} | {paper or '-'} | {_shown(ours)} | |", None
+    if not isinstance(paper, int | float) or ours is None:
+        return f"| {what} | {_shown(paper)} | {_shown(ours)} | |", None
     difference = ours - paper
     relative = abs(difference) / abs(paper) if paper else math.inf
     percent = f" ({100 * difference / abs(paper):+.2g} %)" if paper else ""
-    return f"| {what} | {paper:.8g} | {_shown(ours)} | {difference:+.1e}{percent} |", relative
+    return f"| {what} | {_shown(paper)} | {_shown(ours)} | {difference:+.1e}{percent} |", relative
 
 
 def _shown(x):
-    return f"{x:.8g}" if isinstance(x, int | float) else str(x)
+    return f"{x:.8g}" if isinstance(x, int | float) else "-" if x is None else str(x)
 
 
-def section(command, folder=RECORDS):
+def section(example, folder):
     """(Markdown about one example, its line in the overview)."""
-    path, *options = command.split()
-    example, name = EXAMPLES / path, Path(path).stem
+    path, name = example.relative_to(EXAMPLES).as_posix(), example.stem
     docstring, paper = constants(example)
     title, *story = (part for part in docstring.split("\n\n") if not part.startswith("    "))
     link = f"[`{path}`](../examples/{path})"
-    lines = [f"### {title.strip().rstrip('.')}", "", f"{link} {' '.join(options)}".strip(), ""]
+    lines = [
+        f"### {title.strip().rstrip('.')}",
+        "",
+        f"{link} {' '.join(OPTIONS.get(name, ()))}".strip(),
+        "",
+    ]
     lines += [part + "\n" for part in story]
     record = folder / f"{name}.json"
     if not record.exists():
@@ -133,26 +147,24 @@ def page(folder=RECORDS):
     overview = ["| example | numbers compared | largest difference | time | memory | bits |"]
     overview += ["|---|---|---|---|---|---|"]
     parts = []
-    for title, commands in SECTIONS.items():
+    for title, examples in sections().items():
         parts.append(f"## {title}\n")
-        for command in commands:
-            if (EXAMPLES / command.split()[0]).exists():
-                text, line = section(command, folder)
-                parts.append(text)
-                overview.append(line)
+        for example in examples:
+            text, line = section(example, folder)
+            parts.append(text)
+            overview.append(line)
     return HEAD + "\n".join([*overview, "", *parts]).rstrip() + "\n"
 
 
-def run(command):
+def run(example):
     """Run an example at full size, or go on with it; returns whether it came to its end."""
-    path, *options = command.split()
-    name = Path(path).stem
+    name, options = example.stem, OPTIONS.get(example.stem, ())
     WORK.mkdir(parents=True, exist_ok=True)
     record = WORK / f"{name}.json"
     done = record.exists() and "finished" in json.loads(record.read_text(encoding="utf-8"))
     if not done:
-        print(f"\n{path} {' '.join(options)}", flush=True)
-        full = [sys.executable, str(EXAMPLES / path), *options, "--folder", str(WORK)]
+        print(f"\n{name} {' '.join(options)}", flush=True)
+        full = [sys.executable, str(example), *options, "--folder", str(WORK)]
         done = subprocess.run(full, check=False).returncode == 0
     if done:
         RECORDS.mkdir(exist_ok=True)
@@ -165,10 +177,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", nargs="*", metavar="NAME", help="run these examples, or all")
     asked = parser.parse_args(arguments).run
-    commands = [
-        c for group in SECTIONS.values() for c in group if (EXAMPLES / c.split()[0]).exists()
-    ]
-    names = {Path(c.split()[0]).stem: c for c in commands}
+    names = {example.stem: example for group in sections().values() for example in group}
     if unknown := {*(asked or ())} - names.keys():
         parser.error(f"no example {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     failed = [] if asked is None else [n for n in asked or names if not run(names[n])]
