@@ -63,7 +63,7 @@ class Problem:
         turn, _ = np.linalg.qr(rng.standard_normal((n, n)))
         scales = np.geomspace(0.1, 30, n)
         self.precision = (turn / scales**2) @ turn.T
-        self.root = (turn / scales) @ turn.T  # its square is the precision
+        self.whiten = turn / scales  # q @ whiten has unit covariance
         self.report = rg.Report()
 
     def mixing(self, hyper):
@@ -80,12 +80,12 @@ class Problem:
             "share": 1 / (s.steps * s.chains),
         }  # fmt: skip
         end = rg.scan(CELL, start, noise, params=params, report=self.report)
-        whitened = self.root @ end["moments"] @ self.root
+        whitened = self.whiten.T @ end["moments"] @ self.whiten
         return np.mean((whitened - np.eye(n)) ** 2) * n
 
     def condition(self, hyper):
         """How much faster the fastest direction moves than the slowest."""
-        return float(np.linalg.cond(self.root @ self.mixing(hyper)))
+        return float(np.linalg.cond(self.whiten.T @ self.mixing(hyper)))
 
     def learn(self, hyper, save):
         found = rg.minimize(
@@ -102,10 +102,10 @@ def picture(problem, hypers, runs, path):
     axes[0].set(xlabel="meta-iteration", ylabel="error of the covariance", yscale="log")
     axes[0].legend()
     for ax, name in zip(axes[1:], ("step size", "mass matrix"), strict=True):
-        moved = problem.root @ problem.mixing(hypers[name])
+        moved = problem.whiten.T @ problem.mixing(hypers[name])
         shown = ax.imshow(np.log10(np.abs(moved @ moved.T)), vmin=-5, vmax=0)
-        ax.set(title=f"{name} learned", xticks=[], yticks=[])
-    figure.colorbar(shown, ax=axes[1:], label="log10 |covariance of a step|, whitened")
+        ax.set(title=f"{name} learned", xlabel="direction, from the shortest", yticks=[])
+    figure.colorbar(shown, ax=axes[1:], label="log10 |covariance of a step|, in scales")
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
