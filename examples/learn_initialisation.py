@@ -102,9 +102,10 @@ def picture(problem, starts, record, path):
             ax.plot(x[0, :, 0], y[0, :, 0], label=f"after {steps} steps")
         ax.plot(learn_from[0].ravel(), learn_from[1].ravel(), "k.", label="learned from")
         ax.set(title=f"{name} start", xlabel="x", ylabel="y")
-    right.legend()
-    curve.plot(record["outer"]["values"], lw=0.6)
-    curve.set(yscale="log", xlabel="meta-iteration", ylabel="squared error on new points")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    values = record["outer"]["values"]
+    curve.plot(np.convolve(values, np.full(20, 1 / 20), "valid"))
+    curve.set(xlabel="meta-iteration", ylabel="squared error, mean of 20")
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
