@@ -45,12 +45,26 @@ class Group:
             else:
                 inputs.append(x)
             self.kinds.append(kind)
-        for v in made:
-            slots[v] = len(self.kinds)
-            self.kinds.append("array" if v in self.outputs else "scratch")
         self.inputs = tuple(inputs)
-        self.steps = [_step(i, like.dtype, slots) for i in self.members]
+        self.steps = self._allotted(slots, like.dtype)
         return all(step[1] >= 0 for step in self.steps) and self._gives_numpys_bits(like)
+
+    def _allotted(self, slots, dtype):
+        """The steps, with slots for what they make: scratch is used again, to stay in cache."""
+        last = {x: k for k, i in enumerate(self.members) for x in i.inputs if isinstance(x, Var)}
+        steps, free = [], []
+        for k, i in enumerate(self.members):
+            dying = {slots[_key(x)] for x in i.inputs if isinstance(x, Var) and last[x] == k}
+            free += [slot for slot in dying if self.kinds[slot] == "scratch"]
+            out, kind = i.outputs[0], "array" if i.outputs[0] in self.outputs else "scratch"
+            inputs = [slots[_key(x)] for x in i.inputs]
+            if kind == "scratch" and free:
+                slots[out] = free.pop()
+            else:
+                slots[out] = len(self.kinds)
+                self.kinds.append(kind)
+            steps.append(_step(i, dtype, [*inputs, slots[out]]))
+        return steps
 
     def chain(self):
         like = self.outputs[0].value
@@ -150,9 +164,8 @@ def _fits(i):
     return len(i.inputs) <= 3 and all(operand_kind(x, out) for x in i.inputs)
 
 
-def _step(i, dtype, slots):
+def _step(i, dtype, operands):
     ufunc = UFUNCS.get(i.primitive.run, i.primitive.run)
-    operands = [slots[_key(x)] for x in i.inputs] + [slots[i.outputs[0]]]
     return ufunc, loop_index(ufunc, KINDS[dtype] * len(operands)), operands
 
 

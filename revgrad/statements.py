@@ -366,9 +366,9 @@ def global_norm(leaves):
     return root(sum(np.sum(np.square(cast(x, np.float64))) for x in leaves))
 
 
-def _slope_of_root(out, _):
-    """1 / (2 out), and 0 at 0; of ufuncs alone, which a replay takes block by block."""
-    return np.sign(out) * (0.5 / np.maximum(out, float(np.finfo(dtype_of(out)).tiny)))
+def _slope_of_root(out, x):
+    """out / (2 x), and 0 at 0; of the fast ufuncs alone, which a replay takes block by block."""
+    return out * (0.5 / (x + float(np.finfo(dtype_of(out)).tiny)))
 
 
 # Square root whose derivative at 0 is 0: a pixel that is never lit has no second moment.
