@@ -110,7 +110,7 @@ class Level:
 
     def _record(self, first):
         if self.mode == "pull":
-            return Recorded(self._with_tangents, first)
+            return Recorded(self._with_tangents, first, len(self.names))
         return RecordedPair(self._pushed, first, self._make_second)
 
     def _with_tangents(self, *args):

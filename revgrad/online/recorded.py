@@ -7,19 +7,24 @@ from revgrad.replay import Replay
 class Recorded:
     """f(*first) -> outputs, a list; recorded once, for values like these.
 
-    Outputs lie in buffers that the call after next overwrites: two sets take turns, so they may be
-    inputs of the next call. A function that cannot be recorded runs as it is.
+    The first `turns` outputs lie in buffers that the call after next overwrites: two sets take
+    turns, so they may be inputs of the next call. The others are overwritten by that one already.
+    A function that cannot be recorded runs as it is.
     """
 
-    def __init__(self, f, first):
+    def __init__(self, f, first, turns=None):
         self.f, self.turn, self.replays = f, 0, None
         try:
             entry = Entry(lambda *boxes: (f(*boxes), None), first, borrow=True)
             program = entry.program
             parts = [program.inputs], [entry.fused], [program.outputs]
-            self.replays = [Replay(*parts, borrow=True).run[0] for _ in range(2)]
+            one, two = (Replay(*parts, borrow=True) for _ in range(2))
         except Exception:  # whatever a statement may do that cannot be recorded
             return
+        for x in program.outputs[turns:] if turns is not None else ():
+            if x in one.owned:  # one buffer less to keep in cache
+                two.space[two.names[x]] = one.space[one.names[x]]
+        self.replays = one.run[0], two.run[0]
 
     def __call__(self, *first):
         if self.replays is None:
