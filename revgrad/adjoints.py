@@ -5,12 +5,13 @@ steps' linearizations last first. It never owns the arithmetic, so those that sh
 the bit: `Reversible`, `Stored` and `Checkpointed`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from revgrad.hyper import whole_number
 from revgrad.implicit import CG
 from revgrad.memories import Copies, Digests, Last, Nothing, Snapshots, state_bytes
+from revgrad.wrappers import Clip
 
 UNITS = {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -138,27 +139,68 @@ class Truncated:
         return Last(program, whole_number(self.steps, "Truncated(steps)", 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Forward:
     """Carry the derivative along while training, a tangent per traced number. First order.
 
     Needs no earlier states: memory and time grow with the number of traced numbers that `train`
-    is given (about two plain runs each), not with the steps. In forward mode (jvp, jacfwd) it
-    carries the one direction. More tangents than fit in `memory` are refused. Any optimizer, any
-    real factor.
+    is given, not with the steps: per number a product with the Hessian at each step, and the size
+    of the state. Numbers of a `per_step` cost nothing before their first step. In forward mode
+    (jvp, jacfwd) it carries the one direction. More tangents than fit in `memory` are refused. Any
+    optimizer, any real factor; without the options below equal to the others up to rounding.
+
+    The options are those of Micaelli and Storkey 2021, *Gradient-based Hyperparameter Optimization
+    over Long Horizons* (FDS), whose Z are the tangents of the params (their eq. 5 to 7 and
+    appendix A); each changes what is computed, and none is on by default:
+
+    clip_products: hold each entry of the tangents of g (H Z) within +-this, at every step; they
+        take 10, which keeps tangents finite where curvature is large.
+    skip: share of the steps, spread evenly, at which tangents stay what they are (their pruning of
+        alternate steps, at most 0.15; their code rounds the share to one over a whole number).
+    average: divide what belongs to a hyperparameter by the number of steps that shared its value
+        and were not skipped. In reverse mode.
+    first_order: leave out the products with the Hessian (H = 0), which they find too crude.
+    transposed_clip: for `Clip(optimizer, c)`. Its tangent is mask * (H Z), with the mask of the
+        entries that were not clipped; their code differentiates the clipped gradient in reverse
+        mode and gets H (mask * Z). Equal where nothing is clipped.
     """
 
     memory: Any = "1GB"
+    clip_products: float | None = field(default=None, kw_only=True)
+    skip: float = field(default=0.0, kw_only=True)
+    average: bool = field(default=False, kw_only=True)
+    first_order: bool = field(default=False, kw_only=True)
+    transposed_clip: bool = field(default=False, kw_only=True)
     exact, keep, saves = False, False, False
 
     def __post_init__(self):
         bytes_of(self.memory)
+        if not 0 <= self.skip < 1:
+            raise ValueError(f"Forward(skip={self.skip!r}); a share of the steps, in [0, 1).")
+        if self.clip_products is not None and not self.clip_products > 0:
+            raise ValueError(
+                f"Forward(clip_products={self.clip_products!r}); a positive number, or None."
+            )
+
+    def __repr__(self):
+        given = [(f.name, getattr(self, f.name), f.default) for f in fields(self)]
+        said = [f"{k}={v!r}" for k, v, usual in given if k == "memory" or v != usual]
+        return f"Forward({', '.join(said)})"
 
     def check(self, optimizer):
-        """Takes every optimizer."""
+        """Takes every optimizer; with transposed_clip `Clip` alone."""
+        if self.transposed_clip and type(optimizer) is not Clip:
+            raise TypeError(
+                f"Forward(transposed_clip=True) is about Clip(optimizer, bound), not "
+                f"{optimizer.name}; leave it out, or put the clipping outermost."
+            )
 
     def remember(self, program):
         return Nothing()
+
+    def skips(self, t):
+        """Whether the tangents stay what they are at step t."""
+        return int((t + 1) * self.skip) > int(t * self.skip)
 
 
 @dataclass(frozen=True, eq=False)

@@ -182,26 +182,10 @@ class TwoPhase:
         self.parts = with_open_captures(f, lambda f: self._record(f, first, make_second))
 
     def _record(self, f, first, make_second):
-        with Record() as trace:
-            boxes = [trace.input(x) for x in first]
-            outputs, then = f(*boxes)
-            second = [trace.input(x) for x in make_second([_bare(x) for x in outputs or ()])]
-            results = then(*second)
-            if outputs is None:
-                outputs, results = results
-            pairs = [trace.unwrap(x) for x in [*outputs, *results]]
-        self.symmetric = all(i.primitive.true_derivative for i in trace.instructions)
-        out = [x if v is None else v for x, v in pairs]
-        inputs = [b.node for b in boxes], [b.node for b in second]
-        whole = simplify(Program([*inputs[0], *inputs[1]], trace.instructions, out))
-        ends = whole.outputs[: len(outputs)], whole.outputs[len(outputs) :]
-        late = _depending(whole.instructions, inputs[1])
-        early = [i for i in whole.instructions if i not in late]
-        late = live([i for i in whole.instructions if i in late], ends[1])
+        inputs, (early, late), ends, self.symmetric = in_two(f, first, make_second)
         read_late = [x for i in late for x in i.inputs]
-        early = live(early, [*ends[0], *ends[1], *read_late])
         phases = [fuse(early, [*ends[0], *ends[1], *read_late]), fuse(late, ends[1])]
-        forget([*early, *late], whole.inputs)
+        forget([*early, *late], [*inputs[0], *inputs[1]])
         return inputs, phases, ends
 
     def replay(self):
@@ -228,6 +212,32 @@ class TwoPhase:
         outputs = replay.run[0](*first)
         self.local.run = run
         return outputs
+
+
+def in_two(f, first, make_second):
+    """Record f as TwoPhase takes it: (inputs, instructions, outputs), a pair each; and symmetric.
+
+    symmetric: whether every derivative in it is a true one.
+    """
+    with Record() as trace:
+        boxes = [trace.input(x) for x in first]
+        outputs, then = f(*boxes)
+        second = [trace.input(x) for x in make_second([_bare(x) for x in outputs or ()])]
+        results = then(*second)
+        if outputs is None:
+            outputs, results = results
+        pairs = [trace.unwrap(x) for x in [*outputs, *results]]
+    symmetric = all(i.primitive.true_derivative for i in trace.instructions)
+    out = [x if v is None else v for x, v in pairs]
+    inputs = [b.node for b in boxes], [b.node for b in second]
+    whole = simplify(Program([*inputs[0], *inputs[1]], trace.instructions, out))
+    ends = whole.outputs[: len(outputs)], whole.outputs[len(outputs) :]
+    late = _depending(whole.instructions, inputs[1])
+    early = [i for i in whole.instructions if i not in late]
+    late = live([i for i in whole.instructions if i in late], ends[1])
+    read_late = [x for i in late for x in i.inputs]
+    early = live(early, [*ends[0], *ends[1], *read_late])
+    return inputs, (early, late), ends, symmetric
 
 
 def _depending(instructions, inputs):

@@ -22,12 +22,16 @@ CLOSURE = (
     "derivative would be lost; pass it through hyper=..., the loss's second argument."
 )
 WORTHWHILE = 3  # steps from which on recording pays
-MANY, AT_ONCE = 4, 64  # tangents from which on they are pushed at once; and how many at most
+MANY, AT_ONCE = 4, 64  # tangents from which on the tape pushes them at once; how many at most
 
 
 def own(leaves):
     """Copies of leaves."""
     return [x.copy() for x in leaves]
+
+
+def _own_tree(tree):
+    return optree.tree_map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, tree)
 
 
 class Gradient:
@@ -80,14 +84,30 @@ class Gradient:
 
         return self._flat(g), pull
 
-    def push(self, leaves, t, rows, hyper):
-        """Tangents of g, a row for each row of flat tangents of the params.
+    def with_push(self, leaves, t, moving, count):
+        """(((loss, aux), flat g) at step t, push of tangents of g).
 
-        hyper: per leaf of it tangents with as many rows, or None.
+        push(rows, hyper, out): rows of flat tangents of the params, and per leaf of hyper tangents
+        with as many rows or None, into the rows of out. moving: the leaves that have any; count:
+        how many rows there may be, of which a call takes some.
         """
+        args, recording = self._at(leaves, t)
+        recorded = recording and recording.with_push(args, moving, count)
+        if not recorded:
+            answer = self.value(leaves, t)
+            leaves = own(leaves)
+            return answer, lambda rows, hyper, out: self._push(leaves, t, rows, hyper, out)
+        value, aux, g = recorded.start(args)
+
+        def push(rows, hyper, out):
+            recorded.push(rows, [hyper[k] for k in moving], out)
+
+        return ((value, _own_tree(aux)), self._flat(g, value).copy()), push
+
+    def _push(self, leaves, t, rows, hyper, out):
+        """The same on the tape."""
         *here, batch = leaves, self.run.hyper_leaves(self.values, t), self.batch(t)
-        first_phase = grad(lambda *some: self.f(*some, batch)[0])
-        out, linear = np.empty_like(rows), None
+        first_phase, linear = grad(lambda *some: self.f(*some, batch)[0]), None
         if len(rows) >= MANY:
             _, linear = linearize(first_phase, *here)
         for lo in range(0, len(rows), AT_ONCE) if linear else range(len(rows)):
@@ -95,7 +115,6 @@ class Gradient:
             moved = self._moved(rows[part], [x if x is None else x[part] for x in hyper], here[1])
             found = linear.batch(*moved) if linear else jvp(first_phase, tuple(here), moved)[1]
             self._join_rows(found, out[part])
-        return out
 
     def _moved(self, rows, hyper, given):
         """Tangents of the params' and hyper's leaves, with the leading axis of rows, if any."""
@@ -168,7 +187,7 @@ class GradientAndAux(Gradient):
         return self._flat(g, *aux), self.run.aux_layout.join(aux), pull
 
     def push_aux(self, leaves, t, rows, hyper):
-        """Tangents of aux, as `push` has those of g."""
+        """Tangents of aux, a row for each row, as `with_push` has those of g."""
         *here, batch = leaves, self.run.hyper_leaves(self.values, t), self.batch(t)
         out = np.empty((len(rows), self.run.aux_layout.size))
         for k, row in enumerate(rows):

@@ -10,6 +10,7 @@ import optree
 
 from revgrad.compiled import ones_like
 from revgrad.fuse import fuse
+from revgrad.lanes import batched
 from revgrad.record import Var, forget, in_layout, record
 from revgrad.replay import Replay
 from revgrad.rules.row import dtype_of, shape_of
@@ -78,8 +79,8 @@ class LinearMap:
         found = dict(zip(self.program.inputs, self._checked(tangents, (count,)), strict=True))
         for i in self.program.instructions:
             given = [found.get(x, x) if isinstance(x, Var) else x for x in i.inputs]
-            batched = [isinstance(x, Var) for x in i.inputs]
-            found[i.outputs[0]] = _batched(i, given, batched, count)
+            has_lanes = [isinstance(x, Var) for x in i.inputs]
+            found[i.outputs[0]] = batched(i, given, has_lanes, count)
         outs = [
             found[x] if isinstance(x, Var) else np.broadcast_to(x, (count, *shape_of(x))).copy()
             for x in self.program.outputs
@@ -96,102 +97,3 @@ class LinearMap:
                 )
         pairs = zip(ts, self.dtypes, strict=True)
         return [t if type(t) is float else np.asarray(t, dtype)[()] for t, dtype in pairs]
-
-
-# Instructions with a leading axis on some operands. A rule gets (instruction, operands, which have
-# the axis, its length).
-
-
-def _batched(i, given, batched, count):
-    if isinstance(i.primitive.run, np.ufunc) or i.primitive.name in _ELEMENTWISE:
-        rule = _product if "matmul" in i.primitive.name else _elementwise
-    else:
-        rule = _RULES.get(i.primitive.name, _row_by_row)
-    return rule(i, given, batched, count)
-
-
-def _elementwise(i, given, batched, count):
-    operands = _lifted(given, batched, count, np.ndim(i.outputs[0].value))
-    return i.primitive.run(*operands, **i.static)
-
-
-def _lifted(operands, batched, count, ndim):
-    """Operands with the axis of tangents before all axes that the others may have, `ndim`."""
-    return [
-        np.reshape(x, (count, *(1,) * (ndim - np.ndim(x) + 1), *np.shape(x)[1:])) if b else x
-        for x, b in zip(operands, batched, strict=True)
-    ]
-
-
-def _product(i, given, batched, count):
-    if all(batched):
-        return _row_by_row(i, given, batched, count)
-    x, y = given
-    x_ndim, y_ndim = np.ndim(x) - batched[0], np.ndim(y) - batched[1]
-    if batched[0] and x_ndim == 1 and y_ndim <= 2:  # vectors that make a matrix
-        return np.matmul(x, y)
-    operands = [
-        np.expand_dims(x, -2) if x_ndim == 1 else x,
-        np.expand_dims(y, -1) if y_ndim == 1 else y,
-    ]
-    out = np.matmul(*_lifted(operands, batched, count, max(x_ndim, y_ndim, 2)))
-    return np.squeeze(out, (-2,) * (x_ndim == 1) + (-1,) * (y_ndim == 1))
-
-
-def _shaped(i, given, batched, count):
-    return i.primitive.run(given[0], shape=(count, *i.outputs[0].value.shape))
-
-
-def _broadcast(i, given, batched, count):
-    shape = i.static["shape"]
-    x = given[0].reshape(count, *(1,) * (len(shape) + 1 - given[0].ndim), *given[0].shape[1:])
-    return np.broadcast_to(x, (count, *shape))
-
-
-def _transposed(i, given, batched, count):
-    axes = i.static["axes"] or range(given[0].ndim - 1)[::-1]
-    return np.transpose(given[0], (0, *(a % (given[0].ndim - 1) + 1 for a in axes)))
-
-
-def _reduced(i, given, batched, count):
-    axis, ndim = i.static["axis"], given[0].ndim - 1
-    if ndim == 0:  # NumPy reduces a number along axis 0 or -1, to itself
-        return given[0]
-    axes = range(ndim) if axis is None else np.atleast_1d(axis)
-    axes = tuple(int(a) % ndim + 1 for a in axes)
-    return i.primitive.run(given[0], axis=axes, keepdims=i.static["keepdims"])
-
-
-def _joined(i, given, batched, count):
-    ndim = i.outputs[0].value.ndim
-    parts = [
-        x if b else np.broadcast_to(x, (count, *x.shape))
-        for x, b in zip(given, batched, strict=True)
-    ]
-    return np.concatenate(parts, i.static["axis"] % ndim + 1)
-
-
-def _same(i, given, batched, count):
-    return i.primitive.run(given[0], **i.static)
-
-
-def _row_by_row(i, given, batched, count):
-    rows = (
-        i.primitive.run(
-            *(x[k] if b else x for x, b in zip(given, batched, strict=True)), **i.static
-        )
-        for k in range(count)
-    )
-    return np.stack(list(rows))
-
-
-_ELEMENTWISE = {"add", "sub", "mul", "truediv", "neg", "where", "matmul"}
-_RULES = {
-    "reshape": _shaped,
-    "broadcast_to": _broadcast,
-    "transpose": _transposed,
-    "sum": _reduced,
-    "mean": _reduced,
-    "concatenate": _joined,
-    "astype": _same,
-}

@@ -7,6 +7,8 @@ import optree
 
 from revgrad.captures import Captured
 from revgrad.compiled import Entry, gradient_with_products, is_dynamic, signature
+from revgrad.lanes import AT_ONCE
+from revgrad.pushes import GradientPush
 from revgrad.tape import Box
 from revgrad.transforms import value_and_grad
 
@@ -87,7 +89,7 @@ class Recording:
 
     def __init__(self, f, args):
         leaves, self.tree = optree.tree_flatten(args)
-        self.f, self.products = f, None
+        self.f, self.products, self.pushes = f, None, {}
         self.dynamic = [k for k, x in enumerate(leaves) if is_dynamic(x)]
         self.leaves = [None if is_dynamic(x) else x for x in leaves]
 
@@ -135,6 +137,24 @@ class Recording:
             return _whole(found[:count], vectors[1]), found[count:]
 
         return _whole(g, vectors[0]), products
+
+    def with_push(self, args, moving, count):
+        """The GradientPush at such args, or None where there is none.
+
+        moving: which leaves of hyper have tangents; count: how many columns there are.
+        """
+        key = moving, (min(count, AT_ONCE).bit_length() + 1) // 2  # as many widths
+        if key not in self.pushes:
+            self.pushes[key] = self._push(args, moving, count)
+        return self.pushes[key]
+
+    def _push(self, args, moving, count):
+        try:
+            push = GradientPush(self.f, args, self._inputs, self._arguments, moving, count)
+        except Exception:  # a rule without a forward mode, say: the tape raises what is to be said
+            return None
+        expected = optree.tree_leaves(self.value(*args))
+        return push if all(map(_same, optree.tree_leaves(push.start(args)), expected)) else None
 
 
 def _whole(leaves, vector):

@@ -11,6 +11,7 @@ from revgrad import blas
 from revgrad.adjoints import Forward, Implicit, Unrolled, bytes_of
 from revgrad.arguments import check_save, take_apart
 from revgrad.choice import choose
+from revgrad.columns import Columns, scatter, units
 from revgrad.errors import MissingRule
 from revgrad.implicit import pull_optimum
 from revgrad.record import Record
@@ -19,7 +20,7 @@ from revgrad.rules.row import cast, dtype_of
 from revgrad.state import Cotangents, FixedPoint, Values
 from revgrad.statements import Optimizer
 from revgrad.sweeps import backwards, forwards
-from revgrad.tangents import Columns, ride_along, scatter, units
+from revgrad.tangents import ride_along
 from revgrad.tape import Box, Primitive, Push
 from revgrad.transforms import in_kind
 from revgrad.unrolled import unroll
@@ -243,9 +244,9 @@ def _stage_forward(wanted, flat, run, adjoint, treedef):
     """Run forwards with a tangent for each wanted number: that is the whole Jacobian."""
     total = sum(prod(np.shape(flat[i])) for i in wanted)
     _check_room(adjoint, run, total)
-    tangents, first, order = units(flat, wanted, _every(run))
+    tangents, first, shared, order = units(flat, wanted, *_every(run), run.steps)
     values = Values(*optree.tree_unflatten(treedef, flat))
-    columns = Columns.of(optree.tree_unflatten(treedef, tangents), values, first)
+    columns = Columns.of(optree.tree_unflatten(treedef, tangents), values, first, shared)
     with blas.pinned() as threads:
         run.report.blas_threads = threads
         state, watched, rows, slopes = ride_along(adjoint, run, values, columns)
@@ -262,11 +263,12 @@ def _stage_forward(wanted, flat, run, adjoint, treedef):
 
 
 def _every(run):
-    """Per flat leaf, the PerStep's `every` or None."""
+    """(per flat leaf, the PerStep's `every` or None; how many of the leaves are no hyper)."""
     optimizer = {name: list(spread.every) for name, spread in run.spreads.items()}
     warm = {name: [None] * len(run.layout_of(name).shapes) for name in run.outcome["warm"]}
     tree = [[None] * len(run.layout.shapes), warm, optimizer]
-    return optree.tree_leaves([*tree, list(run.hyper_every)], none_is_leaf=True)
+    initial = len(optree.tree_leaves(tree[:2], none_is_leaf=True))
+    return optree.tree_leaves([*tree, list(run.hyper_every)], none_is_leaf=True), initial
 
 
 def _check_room(adjoint, run, total):
