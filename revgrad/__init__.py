@@ -34,7 +34,7 @@ from revgrad.errors import (
 from revgrad.hyper import per_step
 from revgrad.implicit import CG, Neumann
 from revgrad.linear_map import linearize
-from revgrad.online import Paths, fit
+from revgrad.online import RTRL, Paths, fit
 from revgrad.optimizers import (
     SGD,
     AdaDelta,
@@ -73,6 +73,7 @@ __version__ = _version("revgrad")
 
 __all__ = [
     "CG",
+    "RTRL",
     "SGD",
     "AdaDelta",
     "AdaGrad",

@@ -20,7 +20,7 @@ def take_apart(
     report, arithmetic, saving,
 ):  # fmt: skip
     """(Run, Values) of what a user gave; see `train`. Raises: what the checks below raise."""
-    batch, steps = _check_batches(batches, steps)
+    batch, steps = check_batches(batches, steps)
     leaves, layout = _check_params(params)
     hyper_leaves, hyper_every, hyper_tree = _take_hyper(hyper, steps, layout)
     layouts = {"params": layout}
@@ -54,7 +54,7 @@ def check_save(save, every):
     return Saving(save, every if every is None else whole_number(every, "save_every", 1))
 
 
-def _check_batches(batches, steps):
+def check_batches(batches, steps):
     """(step -> batch, steps)."""
     steps = steps if steps is None else whole_number(steps, "steps", 0)
     if hasattr(batches, "__next__"):

@@ -39,7 +39,10 @@ class Tuner:
     """Base of what `tuned_by` may be besides an optimizer.
 
     bind(fitting) -> an object that `revgrad.fit` runs: see `revgrad.online.tower.Tower`.
+    learns_hyper: whether more learns than what the optimizer has.
     """
+
+    learns_hyper = False
 
     def bind(self, fitting):
         raise NotImplementedError
@@ -81,7 +84,7 @@ def check_tuning(optimizer):
     if isinstance(tuned, str):
         raise TypeError(f"{name}(tuned={tuned!r}); pass a tuple of names: ({tuned!r},).")
     learns = tuned_names(optimizer)
-    if not learns:
+    if not learns and not getattr(optimizer.tuned_by, "learns_hyper", False):
         raise ValueError(f"{name}: nothing is tuned; name some of {sorted(optimizer.hyper)}.")
     if unknown := {*learns} - {*optimizer.hyper}:
         raise ValueError(

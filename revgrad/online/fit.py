@@ -175,7 +175,9 @@ def take_step(fitting, tuner, paths, t, watched, log=None, expected=None):
     if log and log.due(t):
         log.save(t, g, watched)
     _step(fitting, tuner, paths, t, g, aux)
-    paths.add(t, float(value), tuner.values())
+    with np.errstate(all="ignore"):
+        tuner.follow(t)
+    paths.add(t, float(value), tuner.values(), tuner.told())
     return value, aux
 
 

@@ -15,20 +15,23 @@ class Knobs:
     """What learns at one level: raw numbers in float64, in the layout of a tree by name.
 
     optimizer: whose they are; spreads: name -> Spread; below: name -> the layout it spreads over.
-    raw: as they are now. slots: name -> where its numbers lie.
+    raw: as they are now. slots: name -> where its numbers lie. more: name -> tree of numbers that
+    learn beside them, which `spans` has too.
     Raises: TypeError for one that varies in time; ValueError for a start outside its domain.
     """
 
-    def __init__(self, optimizer, spreads, below):
+    def __init__(self, optimizer, spreads, below, more=None):
         self.optimizer, self.spreads, self.below = optimizer, spreads, below
-        tree = {name: self._raw(name) for name in tuned_names(optimizer)}
+        names = tuned_names(optimizer)
+        tree = {name: self._raw(name) for name in names} | (more or {})
         leaves, treedef = optree.tree_flatten(tree)
         self.layout = Layout(leaves, treedef)
-        self.raw, self.slots, lo = self.layout.join(leaves), {}, 0
-        for name, branch in tree.items():  # sorted, as the layout is
-            hi = lo + sum(np.size(x) for x in optree.tree_leaves(branch))
-            self.slots[name], lo = slice(lo, hi), hi
-        self.maps = {name: self._map(name) for name in tree if transform_of(optimizer, name)}
+        self.raw, self.spans, lo = self.layout.join(leaves), {}, 0
+        for name in sorted(tree):  # as the layout is
+            hi = lo + sum(np.size(x) for x in optree.tree_leaves(tree[name]))
+            self.spans[name], lo = slice(lo, hi), hi
+        self.slots = {name: self.spans[name] for name in names}
+        self.maps = {name: self._map(name) for name in names if transform_of(optimizer, name)}
         self.low, self.high = (self._bounds(k) for k in (0, 1))
         self.slopes = {}
         self.check(None)
@@ -51,7 +54,7 @@ class Knobs:
         return Recorded(f, [self.raw[self.slots[name]]])
 
     def _bounds(self, k):
-        bounds = np.empty(self.layout.size)
+        bounds = np.full(self.layout.size, (-np.inf, np.inf)[k])
         for name, slot in self.slots.items():
             bounds[slot] = domain_of(self.optimizer, name)[k]
         return bounds
@@ -62,7 +65,7 @@ class Knobs:
             return
         inside = (self.raw >= self.low) & (self.raw <= self.high) & np.isfinite(self.raw)
         k = int(np.argmin(inside))
-        name = next(name for name, slot in self.slots.items() if slot.start <= k < slot.stop)
+        name = next(name for name, slot in self.spans.items() if slot.start <= k < slot.stop)
         when = "at the start" if step is None else f"at step {step}"
         raise LeftDomain(
             f"{self.optimizer.name}({name}=...) is {self.raw[k]:.6g} {when}, outside "
@@ -80,10 +83,11 @@ class Knobs:
             x = self.raw[slot]
             if name in self.maps:
                 x, self.slopes[name] = self.maps[name](x)
-            found[name] = float(x[0]) if self.spreads[name].scalar else self._leaves(name, x)
+            found[name] = float(x[0]) if self.spreads[name].scalar else self.leaves(name, x)
         return found
 
-    def _leaves(self, name, x):
+    def leaves(self, name, x):
+        """A flat vector as the leaves of a hyperparameter."""
         lo, leaves = 0, []
         for like in optree.tree_leaves(self.optimizer.hyper[name]):
             leaves.append(x[lo : lo + np.size(like)].reshape(np.shape(like)))
@@ -108,12 +112,12 @@ class Knobs:
             elif spread.scalar:
                 out[slot] = ct_params @ tangent
             else:
-                out[slot] = self._collected(name, ct_params * tangent)
+                out[slot] = self.collected(name, ct_params * tangent)
             if name in self.maps:
                 out[slot] *= self.slopes[name]
         return out
 
-    def _collected(self, name, ct):
+    def collected(self, name, ct):
         """The transpose of `flat`."""
         leaves = optree.tree_leaves(self.optimizer.hyper[name])
         parts = [np.zeros(np.shape(x)) for x in leaves]

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Mapping
+from math import nan
 
 import numpy as np
 
@@ -13,7 +14,8 @@ class Paths(Mapping):
 
     Names are those of the bottom optimizer's hyperparameters, with "tuned_by." before those one
     level up, as one would write them: "tuned_by.learning_rate". A tree has a name for each leaf,
-    with its number: "learning_rate[0]"; of an array there are " min", " mean" and " max".
+    with its number: "learning_rate[0]"; of an array there are " min", " mean" and " max". What a
+    tuner finds beside them, such as the norms of `RTRL`, has names too; NaN where it did not look.
     steps, loss: (rows,) each row's step, and its loss before that step. last: name -> the value
     that the last step used.
     Every step has a row up to 65,536 steps; then every second row, and so on: memory is bounded.
@@ -22,16 +24,18 @@ class Paths(Mapping):
     def __init__(self):
         self.every, self.columns, self.last = 1, {"step": array("d"), "loss": array("d")}, {}
 
-    def add(self, step, loss, values):
-        """Take in a step and the values that it used."""
+    def add(self, step, loss, values, told=None):
+        """Take in a step, the values that it used, and what a tuner found beside them."""
         self.last = values
         if step % self.every:
             return
         row = {"step": step, "loss": loss}
         for name, x in values.items():
             row |= {name: x} if type(x) is float else _several(name, x)
-        for name, x in row.items():
-            self.columns.setdefault(name, array("d")).append(x)
+        row |= told or {}
+        missing = array("d", [nan]) * len(self.columns["step"])
+        for name in {**row, **self.columns}:
+            self.columns.setdefault(name, missing[:]).append(row.get(name, nan))
         if len(self.columns["step"]) > ROWS:
             self.every *= 2
             self.columns = {name: x[::2] for name, x in self.columns.items()}

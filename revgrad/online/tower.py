@@ -60,7 +60,14 @@ class Tower:
             below.knobs.raw = level.state["params"]
             below.knobs.check(t)
 
+    def follow(self, t):
+        """Take note of the bottom's step t, just taken."""
+
     # What there is to tell, and to keep.
+
+    def told(self):
+        """Name -> what else was found at this step."""
+        return {}
 
     def values(self):
         """Name -> the hyperparameter that the latest step used; tuned_by.name one level up."""
@@ -110,6 +117,12 @@ class Untuned:
 
     def move(self, t):
         pass
+
+    def follow(self, t):
+        pass
+
+    def told(self):
+        return {}
 
     def values(self):
         return {}
