@@ -133,6 +133,8 @@ class ArrayBox(Box):
     ndim = property(lambda self: np.ndim(self.value))
     size = property(lambda self: np.size(self.value))
     dtype = property(lambda self: _dtype(self.value))
+    itemsize = property(lambda self: self.dtype.itemsize)
+    nbytes = property(lambda self: self.size * self.itemsize)
 
     def __repr__(self):
         return f"<traced {self.dtype}{list(self.shape)} = {plain(self)!r}>"
@@ -183,7 +185,7 @@ class ArrayBox(Box):
     item = tolist = _refuse_conversion("conversion to Python numbers", "Use stop_gradient(x).")
 
     def __bool__(self):
-        if not isinstance(self.trace, (Pull, Push)):
+        if not isinstance(self.owner, (Pull, Push)):
             raise TypeError(
                 "a branch on a traced value was met while recording; the recording would keep one "
                 "side of it for ever. Use np.where, or do not compile this function."
@@ -241,6 +243,7 @@ class ArrayBox(Box):
         return functions[operator.abs](self)
 
     T = property(lambda self: call(np.transpose, self))
+    mT = property(lambda self: call(np.matrix_transpose, self))
     real = property(lambda self: call(np.real, self))
     imag = property(lambda self: call(np.imag, self))
     conj, conjugate = _method(np.conj), _method(np.conjugate)
@@ -251,6 +254,7 @@ class ArrayBox(Box):
     take, round, argsort = map(_method, (np.take, np.round, np.argsort))
     prod, cumsum, cumprod, repeat = map(_method, (np.prod, np.cumsum, np.cumprod, np.repeat))
     diagonal, flatten, nonzero = map(_method, (np.diagonal, np.ravel, np.nonzero))
+    trace, searchsorted, argpartition = map(_method, (np.trace, np.searchsorted, np.argpartition))
 
     def reshape(self, *shape):
         """As `ndarray.reshape`."""
@@ -272,6 +276,13 @@ class ArrayBox(Box):
 _INSTEAD = {
     "fill": "write np.where(True, value, x)",
     "sort": "write np.sort(x), or x[np.argsort(x)]",
+    "partition": "write np.partition(x, kth)",
+    "resize": "write np.resize(x, shape)",
+    "put": "write revgrad.at(x, index).set(values)",
+    "flat": "write np.ravel(x)",
+    "view": "write x.astype(dtype)",
+    "strides": "use stop_gradient(x).strides",
+    **dict.fromkeys(("tobytes", "tofile", "dump", "dumps"), "use stop_gradient(x)"),
 }
 
 

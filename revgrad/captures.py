@@ -96,7 +96,7 @@ def _outermost(box):
     """The oldest trace that observes a value: that of the recording, if there is one."""
     while isinstance(box.value, Box):
         box = box.value
-    return box.trace
+    return box.owner
 
 
 class Captured:

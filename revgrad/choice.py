@@ -15,9 +15,9 @@ def choose(run, values, saved=False):
     """(adjoint, why). saved: only those that can be resumed from a file."""
     boxes = [x for x in _leaves(values) if isinstance(x, Box)]
     below = [x.value for x in boxes if isinstance(x.value, Box)]
-    if not all(isinstance(x.trace, Record) for x in below):  # which only watches
+    if not all(isinstance(x.owner, Record) for x in below):  # which only watches
         return Unrolled(), "it is differentiated more than once"
-    if any(isinstance(x.trace, Push) for x in boxes):
+    if any(isinstance(x.owner, Push) for x in boxes):
         return Forward(), "it is differentiated in forward mode"
     why = _why_not_reversible(run, values)
     if not why:

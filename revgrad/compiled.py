@@ -354,7 +354,7 @@ def signature(x):
 
 def _must_inline(boxes):
     """Under any trace but one Pull of plain values, the function itself is traced."""
-    return any(not isinstance(b.trace, Pull) or isinstance(b.value, Box) for b in boxes)
+    return any(not isinstance(b.owner, Pull) or isinstance(b.value, Box) for b in boxes)
 
 
 # Reading.

@@ -21,7 +21,7 @@ def checkpoint(f):
     @wraps(f)
     def checkpointed(*args):
         leaves, tree = optree.tree_flatten(args)
-        traces = {x.trace for x in leaves if isinstance(x, Box)}
+        traces = {x.owner for x in leaves if isinstance(x, Box)}
         if not traces or not isinstance(max(traces, key=lambda t: t.age), Pull):
             return f(*args)
         form = _Form(f, tree)

@@ -201,9 +201,9 @@ def _chosen(adjoint, run, flat):
 def _choice(flat):
     boxes = [x for x in flat if isinstance(x, Box)]
     below = [x.value for x in boxes if isinstance(x.value, Box)]
-    if not all(isinstance(x.trace, Record) for x in below):
+    if not all(isinstance(x.owner, Record) for x in below):
         return Unrolled(), "it is differentiated more than once"
-    if any(isinstance(x.trace, Push) for x in boxes):
+    if any(isinstance(x.owner, Push) for x in boxes):
         return Unrolled(), "it is differentiated in forward mode"
     return Reversible(), "its steps can be undone"
 

@@ -28,12 +28,15 @@ _clock = itertools.count()  # one count for traces and nodes: age orders both
 
 
 class Box:
-    """A value under observation. `node` is what the trace's mode keeps for it."""
+    """A value under observation. `owner` is the trace, `node` what its mode keeps for the value.
 
-    __slots__ = ("node", "trace", "value")
+    Names that no array has: a box has the methods of an array, x.trace() among them.
+    """
 
-    def __init__(self, value, trace, node):
-        self.value, self.trace, self.node = value, trace, node
+    __slots__ = ("node", "owner", "value")
+
+    def __init__(self, value, owner, node):
+        self.value, self.owner, self.node = value, owner, node
 
     def __deepcopy__(self, _memo):
         return self  # a copy would belong to no trace, and its derivative be lost
@@ -60,7 +63,7 @@ class Trace:
         """(plain value, node) of this trace's box; (value, None) of anything else."""
         if not isinstance(value, Box):
             return value, None
-        if value.trace is self:
+        if value.owner is self:
             return value.value, value.node
         return _live(value, "a traced function's result"), None
 
@@ -69,7 +72,7 @@ class Trace:
 
         A function run by the primitive brought it in: this trace would wrap it, or not see it.
         """
-        if any(isinstance(o, Box) and o.trace.age >= self.age for o in outs):
+        if any(isinstance(o, Box) and o.owner.age >= self.age for o in outs):
             raise ClosureError(
                 f"{primitive.name} uses a traced value that was not passed to it, so its "
                 "derivative would be lost; pass it as an argument."
@@ -114,7 +117,7 @@ class Pull(Trace):
         raw, parents, observed = list(args), [], False
         for i, a in enumerate(args):
             if isinstance(a, Box):
-                if a.trace is self:
+                if a.owner is self:
                     raw[i] = a.value
                     parents.append((i, *a.node))
                 observed = observed or isinstance(raw[i], Box)
@@ -183,7 +186,7 @@ class Primitive:
         youngest = None
         for a in args:
             if isinstance(a, Box):
-                trace = a.trace
+                trace = a.owner
                 if not trace.live:
                     _live(a, self.name)
                 if youngest is None or trace.age > youngest.age:
@@ -197,7 +200,7 @@ class Primitive:
 
 
 def _live(box, where):
-    if not box.trace.live:
+    if not box.owner.live:
         raise LeakedBox(
             f"{where} met a traced value whose trace has ended; return values from the traced "
             "function instead of storing them, pass them to inner functions as arguments, or "

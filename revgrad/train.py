@@ -192,7 +192,7 @@ def _run(*flat, run, adjoint, treedef):
 
 def _stage(wanted, flat, static):
     boxes = [x for x in flat if isinstance(x, Box)]
-    if boxes and all(isinstance(x.trace, Record) for x in boxes):
+    if boxes and all(isinstance(x.owner, Record) for x in boxes):
         *out, memory = _train_and_remember(*flat, wanted=wanted, **static)
         return tuple(out), lambda cts: _pull_back(memory, *cts)
     if boxes:
@@ -284,7 +284,7 @@ def _check_room(adjoint, run, total):
 
 def _youngest_push(flat):
     """The Push trace that handles this call, or None."""
-    traces = [x.trace for x in flat if isinstance(x, Box)]
+    traces = [x.owner for x in flat if isinstance(x, Box)]
     youngest = max(traces, key=lambda trace: trace.age, default=None)
     return youngest if isinstance(youngest, Push) else None
 

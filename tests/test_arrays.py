@@ -41,6 +41,13 @@ def test_a_box_has_the_attributes_of_its_value():
         trace(len, 2.0)
 
 
+def test_a_box_keeps_no_name_of_an_array_for_itself():
+    assert not {n for n in Box.__slots__ if hasattr(np.ndarray, n)}
+    assert vjp(lambda x: x.trace(1), X)[0] == X.trace(1)
+    assert vjp(lambda x: x.mT, X)[0].tolist() == X.T.tolist()
+    assert trace(lambda x: (x.itemsize, x.nbytes), X) == (8, 48)
+
+
 def test_repr_and_format_show_the_value():
     assert trace(repr, 2.5) == "<traced float64[] = 2.5>"
     assert trace(repr, np.ones(2, np.float32)).startswith("<traced float32[2] = array([1., 1.]")

@@ -201,7 +201,7 @@ def test_the_youngest_trace_takes_the_call():
     with Pull(Number) as old, Push(Number) as young:
         x, y = old.input(2.0), young.input(3.0, 1.0)
         for out in (mul(x, y), mul(y, x)):
-            assert out.trace is young and out.value.trace is old and out.value.value == 6
+            assert out.owner is young and out.value.owner is old and out.value.value == 6
 
 
 # The pull-back.
