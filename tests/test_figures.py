@@ -191,30 +191,29 @@ def test_figure_7(mnist_dir, tmp_path):
         assert printed_digits(paper, ours), what
 
 
-@pytest.mark.parametrize(
-    "name", ["figure6_per_weight_l2", "learn_training_images", "penalty_groups"]
-)
-def test_quickly_with_digits(name, tmp_path):
+def ran_quickly(name, folder):
+    """What an example returns at its quick size, with its record and picture looked at."""
     figure = importlib.import_module(name)
-    figure.main(figure.Settings(tmp_path, quick=True, data="digits"))
-    record = values_in(tmp_path / f"{name}.json")
-    assert record["bits per weight and step"] == pytest.approx(0.152, abs=2e-3)
-    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    found = figure.main(figure.Settings(folder, quick=True, data="digits"))
+    kept = values_in(folder / f"{name}.json")["bits per weight and step"]
+    assert kept == pytest.approx(0.152, abs=2e-3)
+    assert (folder / f"{name}.png").stat().st_size > 10_000
+    return found
 
 
-def test_more_penalties_fit_the_validation_set_better(tmp_path):
-    import penalty_groups as figure
-
-    settings = figure.Settings(tmp_path, quick=True, data="digits")
-    for kind, rows in figure.main(settings).items():
-        assert rows["per weight"][0] < rows["per unit"][0] <= rows["one"][0] + 1e-3, kind
+def test_figure_6_quickly(tmp_path):
+    curves = ran_quickly("figure6_per_weight_l2", tmp_path)
+    assert curves["validation"][-1] < curves["validation"][0]
 
 
 def test_labels_that_are_learned_help(tmp_path):
-    import learn_training_images as figure
-
-    found = figure.main(figure.Settings(tmp_path, quick=True, data="digits"))
+    found = ran_quickly("learn_training_images", tmp_path)
     assert found["labels learned"]["validation"][-1] < found["by Adam"]["validation"][-1]
+
+
+def test_more_penalties_fit_the_validation_set_better(tmp_path):
+    for kind, rows in ran_quickly("penalty_groups", tmp_path).items():
+        assert rows["per weight"][0] < rows["per unit"][0] <= rows["one"][0] + 1e-3, kind
 
 
 def test_search_baselines_quickly(tmp_path):
