@@ -16,3 +16,11 @@ def test_the_page_of_how_tos_runs():
     assert space["found"].best_value < space["found"].values[0]
     assert len(space["rows"]) == 20 and set(space["rows"][0]) == {"step", "loss"}
     assert space["running"]["mean"].shape == (8,)
+
+
+def test_the_page_of_online_methods_runs():
+    text = (PAGE.parent / "online.md").read_text(encoding="utf-8")
+    fences = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert fences
+    for fence in fences:
+        exec(compile(fence, "online.md", "exec"), {"__name__": "online"})
