@@ -678,3 +678,30 @@ def test_training_is_one_call_of_a_recording(optimizer):
     for second in (compile(rg.hessian(reversible)), rg.hessian(compile(reversible))):
         with pytest.raises(rg.MissingRule, match="Unrolled"):
             second(0.1)
+
+
+def test_a_long_chain_uses_its_scratch_again():
+    def f(x):
+        y = x
+        for k in range(20):
+            y = np.sqrt(y * y + k) - x  # each value dies with the next
+        return y
+
+    compiled = rg.compile(f)
+    x = np.linspace(1, 2, 5000)
+    assert np.array_equal(compiled(x), f(x)) and np.array_equal(compiled(x + 1), f(x + 1))
+    (group,) = [i for i in next(iter(compiled.entries.values())).fused if isinstance(i, Group)]
+    assert len(group.members) == 80 and group.kinds.count("scratch") <= 2
+
+
+def test_values_that_live_on_keep_their_scratch():
+    def f(x):
+        parts = [x * k for k in range(2, 9)]
+        total = parts[0]
+        for a in parts[1:]:
+            total = total + a
+        return total / parts[3]  # made early, read last
+
+    compiled = rg.compile(f)
+    for x in (np.linspace(1, 2, 5000), np.linspace(-3, 4, 5000)):
+        assert np.array_equal(compiled(x), f(x))
