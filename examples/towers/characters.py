@@ -37,7 +37,7 @@ class Settings:
     folder: Path = Path(".")  # where characters.json and characters.png go
     quick: bool = False  # a few steps of a tiny network on a made-up text, for tests
     full: bool = False  # layers of 128 and 50,000 steps
-    steps: int = 1_500
+    steps: int = 3_000
     hidden: int = 64
 
 
