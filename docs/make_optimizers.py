@@ -12,7 +12,7 @@ SHOWN = [
     rg.Momentum(0.1, weight_decay=0.1), rg.HeavyBall(0.1, weight_decay=0.1), rg.Adam(0.1),
     rg.AdamW(0.1), rg.RMSProp(0.1, momentum=0.9), rg.AdaGrad(0.1, momentum=0.9),
     rg.Leapfrog(0.1, mass=1.0, tempering=0.9), rg.SGD(0.1, 0.1), rg.Nesterov(0.1), rg.RMSProp(0.1),
-    rg.AdaGrad(0.1), rg.AdaDelta(), rg.Lion(0.1), rg.Clip(rg.SGD(0.1), 1.0),
+    rg.AdaGrad(0.1), rg.AdaDelta(), rg.Lion(0.1), rg.SignDescent(0.1), rg.Clip(rg.SGD(0.1), 1.0),
     rg.ClipByGlobalNorm(rg.SGD(0.1), 1.0), rg.WeightAverage(rg.SGD(0.1)),
     rg.AuxAverage(rg.SGD(0.1)),
 ]  # fmt: skip

@@ -48,7 +48,7 @@ from revgrad.optimizers import (
     Nesterov,
     RMSProp,
 )
-from revgrad.outer import minimize
+from revgrad.outer import SignDescent, minimize
 from revgrad.ratio import Ratio
 from revgrad.report import Report
 from revgrad.rules.indexing import at
@@ -110,6 +110,7 @@ __all__ = [
     "Report",
     "Reversible",
     "RevgradError",
+    "SignDescent",
     "StopRun",
     "Stored",
     "Truncated",

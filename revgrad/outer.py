@@ -2,18 +2,62 @@
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import optree
 from tqdm import tqdm
 
-from revgrad.errors import StopRun
+from revgrad.errors import FixedOverflow, NotFinite, StopRun
 from revgrad.hyper import Spread, resolve, whole_number
-from revgrad.optimizers import Adam, Optimizer
+from revgrad.optimizers import Adam, Add, Optimizer, Scale
 from revgrad.search_log import SearchLog
 from revgrad.state import Layout
 from revgrad.transforms import flatten_floats, in_kind, value_and_grad, zeros_like
+
+
+@dataclass(frozen=True, eq=False)
+class SignDescent(Optimizer):
+    """Move each number by its own step against the sign of its gradient; halve the step on a flip.
+
+    step: the first steps, in units of the hyperparameters: a number, or a tree prefix of them, one
+        per leaf (or per number). decay: what a step is multiplied by when the sign is the opposite
+        of the one before, before it is taken; steps never grow. Where the gradient is 0 or NaN a
+        number does not move, and the next sign is no flip.
+    close: `minimize` stops when every step is less than this share of its value; 0 never stops.
+    In `minimize` also a run that diverges (NotFinite, FixedOverflow) counts as NaN everywhere: with
+    fresh data and initial params at each outer step the next one may not.
+    Statements like any optimizer's; not reversible. Source: Micaelli and Storkey 2021, algorithm 1.
+    """
+
+    step: Any
+    decay: Any = 0.5
+    close: Any = 0.0
+    statements: ClassVar = (
+        Add("flips", lambda g, last_sign: np.where(_sign(g) * last_sign < 0, 1.0, 0.0)),
+        Add("params", lambda g, flips, step, decay: -step * decay**flips * _sign(g)),
+        Scale("last_sign", by=0),
+        Add("last_sign", lambda g: _sign(g)),
+    )
+    magnitudes: ClassVar = {"flips": lambda steps: steps, "last_sign": lambda: 1.0}
+    takes_nan: ClassVar = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, x in (("decay", self.decay), ("close", self.close)):
+            if isinstance(x, (int, float)) and not 0 <= x < 1:
+                raise ValueError(f"SignDescent({name}={x!r}); a number in [0, 1) is wanted.")
+
+    def arrived(self, hyper, state, at):
+        """Whether every step is small against its value; hyper, state: leaves; at: see _updater."""
+        pairs = enumerate(zip(hyper, state["flips"], strict=True))
+        steps = [(np.abs(x), at("step", k) * self.decay**flips) for k, (x, flips) in pairs]
+        return all(np.all(step < self.close * x) for x, step in steps)
+
+
+def _sign(g):
+    """1, -1, or 0 where g is 0 or NaN."""
+    return np.where(g > 0, 1.0, np.where(g < 0, -1.0, 0.0))
 
 
 @dataclass
@@ -57,7 +101,8 @@ def minimize(
     save: a path: a search that was killed is taken up by the same call, at the step it was in, and
     ends with the same bits; that step's gradient is computed again and must be the same. Removed
     at the end. Where the hyperloss saves its own runs, let each step have a file of its own.
-    Raises: NotResumed; ValueError where the hyperloss or its gradient is not finite, with the step;
+    Raises: NotResumed; ValueError where the hyperloss or its gradient is not finite, with the step
+    (to SignDescent that says to stay);
     what hyperloss raises, and Ctrl-C. What ends the loop so carries the steps taken before it, as a
     Minimum in its attribute `minimum`.
     """
@@ -65,8 +110,10 @@ def minimize(
     _check_arguments(hyperloss, optimizer, stop, callback)
     until = whole_number(until, "until", 0)
     found = hyper0 if isinstance(hyper0, Minimum) else Minimum(hyper0)
-    evaluate, spreads = _evaluator(hyperloss, has_aux), _spreads(optimizer, found.hyper, until)
-    update = _updater(optimizer, found, spreads)
+    takes_nan = getattr(optimizer, "takes_nan", False)
+    evaluate = _evaluator(hyperloss, has_aux, takes_nan)
+    spreads = _spreads(optimizer, found.hyper, until)
+    update, arrived = _updater(optimizer, found, spreads), _arrival(optimizer, spreads)
     log = None if save is None else SearchLog(save, optimizer, spreads, found.hyper)
     found = _taken_up(log, found)
     steps = range(len(found.values), until)
@@ -86,7 +133,7 @@ def minimize(
                 found = _after(found, value, aux, *update(found, gradient, step))
                 bar.set_postfix_str(f"{value:.4f}")
                 metrics = {"value": value, "hyper": hyper, "gradient": gradient, "aux": aux}
-                if _told_to_stop(callback, stop, step, found, metrics):
+                if _told_to_stop(callback, stop, step, found, metrics) or arrived(found, step):
                     break
             except BaseException as error:  # Ctrl-C too: hours of outer steps must not be lost
                 error.minimum = found
@@ -121,18 +168,36 @@ def _check_arguments(hyperloss, optimizer, stop, callback):
             raise TypeError(f"{name} is a {type(f).__name__}; pass a function.")
 
 
-def _evaluator(hyperloss, has_aux):
-    """(hyper, step) -> (value, aux, gradient), all finite."""
+def _evaluator(hyperloss, has_aux, takes_nan):
+    """(hyper, step) -> (value, aux, gradient), all finite unless the optimizer takes NaN."""
     takes_step = _takes_step(hyperloss)
     both = value_and_grad(hyperloss, has_aux=has_aux)
 
     def evaluate(hyper, step):
-        value, gradient = both(hyper, step) if takes_step else both(hyper)
+        try:
+            value, gradient = both(hyper, step) if takes_step else both(hyper)
+        except (NotFinite, FixedOverflow):
+            if not takes_nan:
+                raise
+            nan = optree.tree_map(lambda x: in_kind(zeros_like(x) + np.nan, x), hyper)
+            return np.nan, None, nan
         value, aux = value if has_aux else (value, None)
-        _check_finite(value, gradient, step)
+        if not takes_nan:
+            _check_finite(value, gradient, step)
         return float(value), aux, gradient
 
     return evaluate
+
+
+def _arrival(optimizer, spreads):
+    """(found, step) -> whether the optimizer has nothing left to do."""
+
+    def arrived(found, step):
+        at = lambda name, k: spreads[name][0].at_leaf(spreads[name][1], k, step)
+        state = {name: optree.tree_leaves(x) for name, x in found.state.items()}
+        return optimizer.arrived(optree.tree_leaves(found.hyper), state, at)
+
+    return arrived if hasattr(optimizer, "arrived") else lambda *_: False
 
 
 def _spreads(optimizer, hyper, until):

@@ -46,6 +46,7 @@ ALL = {
     ),
     "AdaDelta": rg.AdaDelta(0.7, 0.9, 1e-2),
     "Lion": rg.Lion(0.01, weight_decay=0.1),
+    "SignDescent": rg.SignDescent(0.01),
     "Leapfrog": rg.Leapfrog(0.1),
     "Leapfrog, all": rg.Leapfrog(0.1, mass=2.0, tempering=0.9),
     "Leapfrog, tempered": rg.Leapfrog(

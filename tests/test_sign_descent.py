@@ -1,0 +1,110 @@
+"""SignDescent: the rule of algorithm 1 of Micaelli and Storkey, and what `minimize` does for it."""
+
+import numpy as np
+import pytest
+
+import revgrad as rg
+
+quiet = {"progress": False}
+
+
+def by_hand(start, step, slope, count, decay=0.5):
+    """Values of one number after 0, 1, ... outer steps."""
+    x, before, trail = start, 0, [start]
+    for k in range(count):
+        g = slope(x, k)
+        sign = 0 if g == 0 or np.isnan(g) else 1 if g > 0 else -1
+        if sign * before == -1:
+            step *= decay
+        x, before = x - step * sign, sign
+        trail.append(x)
+    return trail
+
+
+def trail_of(hyperloss, start, optimizer, count):
+    seen = []
+    found = rg.minimize(
+        hyperloss, start, optimizer, until=count,
+        callback=lambda step, metrics: seen.append(metrics["hyper"]), **quiet,
+    )  # fmt: skip
+    return [*seen, found.hyper], found
+
+
+def test_the_rule():
+    start = {"a": np.array([1.0, -2.0]), "b": 0.3}
+    hyperloss = lambda h: np.sum((h["a"] - 0.4) ** 2) + 2 * (h["b"] + 1) ** 2
+    optimizer = rg.SignDescent({"a": 0.5, "b": 0.25}, decay=0.25)
+    trail, _ = trail_of(hyperloss, start, optimizer, 12)
+    slope = lambda x, _: x - 0.4
+    for k, x in enumerate(start["a"]):
+        by = by_hand(x, 0.5, slope, 12, 0.25)
+        assert [h["a"][k] for h in trail] == by and len(set(by)) > 4
+    assert [h["b"] for h in trail] == by_hand(0.3, 0.25, lambda x, _: x + 1, 12, 0.25)
+
+
+@pytest.mark.parametrize("middle", [0.0, np.nan])
+def test_no_move_on_zero_or_nan_and_the_next_sign_is_no_flip(middle):
+    slopes = [1.0, middle, -1.0, 1.0, middle, middle, -1.0, -1.0]
+    trail, found = trail_of(lambda h, step: h * slopes[step], 0.0, rg.SignDescent(0.5), 8)
+    assert trail == by_hand(0.0, 0.5, lambda _, k: slopes[k], 8)
+    assert trail[1] == trail[2] == -0.5 and trail[3] == 0.0  # with the whole step
+    assert len(found.values) == 8
+
+
+@pytest.mark.parametrize("error", [rg.NotFinite, rg.FixedOverflow])
+def test_a_run_that_diverges_moves_nothing(error):
+    def hyperloss(h, step):
+        if step == 1:
+            raise error("step 3: the loss is nan", 0)
+        return np.sum((h["rate"] - 1) ** 2)
+
+    trail, found = trail_of(hyperloss, {"rate": np.zeros(2)}, rg.SignDescent(0.25), 3)
+    assert [h["rate"].tolist() for h in trail] == [[0, 0], [0.25, 0.25], [0.25, 0.25], [0.5, 0.5]]
+    assert np.isnan(found.values[1]) and found.best_value == found.values[2]
+    with pytest.raises(error):
+        rg.minimize(hyperloss, {"rate": np.zeros(2)}, rg.Adam(0.1), until=3, **quiet)
+
+
+def test_others_refuse_a_gradient_that_is_not_finite():
+    nan = lambda h: np.sum(h * np.array([1.0, np.nan]))
+    with pytest.raises(ValueError, match="at outer step 0"):
+        rg.minimize(nan, np.ones(2), rg.SGD(0.1), until=2, **quiet)
+    found = rg.minimize(nan, np.ones(2), rg.SignDescent(0.25), until=2, **quiet)
+    assert found.hyper.tolist() == [0.5, 1.0]
+
+
+def test_it_stops_when_every_step_is_small_against_its_value():
+    hyperloss = lambda h: np.sum((h["a"] - 1.1) ** 2) + (h["b"] - 2.03) ** 2
+    start, steps = {"a": np.zeros(2), "b": 0.0}, {"a": 0.4, "b": 0.5}
+    found = rg.minimize(hyperloss, start, rg.SignDescent(steps, close=0.1), until=100, **quiet)
+    assert len(found.values) < 100
+    size = {k: steps[k] * 0.5 ** found.state["flips"][k] for k in steps}
+    assert all(np.all(size[k] < 0.1 * np.abs(found.hyper[k])) for k in steps)
+    (before,) = [
+        rg.minimize(hyperloss, start, rg.SignDescent(steps), until=len(found.values) - 1, **quiet)
+    ]
+    size = {k: steps[k] * 0.5 ** before.state["flips"][k] for k in steps}
+    assert not all(np.all(size[k] < 0.1 * np.abs(before.hyper[k])) for k in steps)
+    zero = rg.minimize(lambda h: 0.0 * h, 0.0, rg.SignDescent(0.1, close=0.5), until=4, **quiet)
+    assert len(zero.values) == 4  # nothing is small against 0
+
+
+def test_a_search_is_taken_up(tmp_path):
+    hyperloss = lambda h, step: np.sum((h - np.cos(3 * step + np.arange(3))) ** 2)
+    optimizer, path = rg.SignDescent(np.array([0.3, 0.2, 0.1])), tmp_path / "search"
+    whole = rg.minimize(hyperloss, np.zeros(3), optimizer, until=9, **quiet)
+
+    def stop(step, metrics):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rg.minimize(hyperloss, np.zeros(3), optimizer, until=9, callback=stop, save=path, **quiet)
+    found = rg.minimize(hyperloss, np.zeros(3), optimizer, until=9, save=path, **quiet)
+    assert found.hyper.tobytes() == whole.hyper.tobytes() and found.values == whole.values
+
+
+@pytest.mark.parametrize("options", [{"decay": 1.5}, {"close": -0.1}, {"close": 1}])
+def test_what_cannot_be_is_refused(options):
+    with pytest.raises(ValueError, match=r"SignDescent\(.*a number in \[0, 1\) is wanted"):
+        rg.SignDescent(0.1, **options)
