@@ -171,7 +171,7 @@ class Forward:
     average: bool = field(default=False, kw_only=True)
     first_order: bool = field(default=False, kw_only=True)
     transposed_clip: bool = field(default=False, kw_only=True)
-    exact, keep, saves = False, False, False
+    exact, keep, saves = False, False, True
 
     def __post_init__(self):
         bytes_of(self.memory)

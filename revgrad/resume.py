@@ -104,12 +104,18 @@ def _belongings(program, adjoint, remember):
 
 
 class Log:
-    """The save file of one run; see the module docstring."""
+    """The save file of one run; see the module docstring.
 
-    def __init__(self, program, adjoint, remember):
+    columns: of tangents that ride along, where they do; what they are is saved as `extra`, arrays
+    of float64 by name, and found in `extra`, flat, when it was read.
+    """
+
+    def __init__(self, program, adjoint, remember, columns=None):
         self.program, self.saving = program, program.run.saving
         self.keeps_words = adjoint.keep and remember
-        self.belongs = _belongings(program, adjoint, remember)
+        self.belongs, self.extra = _belongings(program, adjoint, remember), {}
+        if columns is not None:
+            self.belongs["choice of what is differentiated"] = digest(*columns.arrays())
         self.around = environment(program.run.report.blas_threads)
         self.pending, self.last, self.clock, self.origin = None, None, monotonic(), None
 
@@ -129,7 +135,7 @@ class Log:
             return t != self.last and t % self.saving.every == 0
         return monotonic() - self.clock >= SECONDS
 
-    def forwards(self, t, steps, state, memory, watched, largest, g=None):
+    def forwards(self, t, steps, state, memory, watched, largest, g=None, extra=()):
         """Save the state before step t of a run of `steps` steps; returns its (value, gradient)."""
         leaves = self.program.layout.leaves(state.variables["params"])
         first = g
@@ -138,6 +144,7 @@ class Log:
             first = value, flat.copy()
         facts = {"phase": "forwards", "largest": largest, "ended": t == steps}
         parts = [*self._state(state), ("watched", "F64", np.array(watched, np.float64))]
+        parts += [(f"extra {name}", "F64", x) for name, x in dict(extra).items()]
         self._write(facts, t, steps, memory, first[1], parts)
         return first
 
@@ -235,6 +242,7 @@ class Log:
                 pieces = lambda part, most, n=f"buffer {owner}": file.pieces(f"{n} {part}", most)
                 make = BUFFERS[self.program.run.arithmetic.buffer]
                 buffers[owner] = make.rebuilt(facts["buffers"][owner], pieces)
+        self.extra = {k[6:]: x for k, x in read.items() if k.startswith("extra ")}
         if facts["phase"] == "forwards":
             state = self._rebuilt(read, "state", buffers)
             leaves = self.program.layout.leaves(state.variables["params"])

@@ -25,6 +25,11 @@ class Statements:
         self.list, self.clip = program.statements, None
         if adjoint.transposed_clip:
             self.list, self.clip = self.run.optimizer.optimizer.statements, "max_delta"
+            if self.clip in columns.optimizer:
+                raise TypeError(
+                    "Forward(transposed_clip=True) has no derivative with respect to max_delta, "
+                    "which is traced; leave it out, or pass stop_gradient of the bound."
+                )
         self.sources = [self._sources(k, s) for k, s in enumerate(self.list)]
         self.recorded = {}
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from revgrad.errors import NotFinite
 from revgrad.program import Program
+from revgrad.resume import Log
 from revgrad.statements import global_norm
 from revgrad.stepping import Statements
 from revgrad.sweeps import Survey, stops, watch_slope, watched_plainly
@@ -26,9 +27,19 @@ def ride_along(adjoint, run, values, columns):
     program = Program(run, values, exact=adjoint.exact, keep=adjoint.keep)
     state, first = program.start()
     ride, survey = Ride(adjoint, program, columns), Survey(run, program)
-    watched, steps, begin = [], run.steps, 0
+    watched, steps, begin, memory = [], run.steps, 0, adjoint.remember(program)
+    log = Log(program, adjoint, True, columns) if run.saving and run.steps else None
+    if log and (found := log.load(state)):
+        facts, state, watched = found
+        ride.take_up(log.extra)
+        survey.largest |= facts["largest"]
+        steps, first = facts["steps"], None
+        begin = run.steps if facts["ended"] else facts["t"]
     for t in range(begin, run.steps):
         survey.look(t, state)
+        if log and log.due(t):
+            now = t, steps, state, memory, watched, survey.largest
+            first = log.forwards(*now, first, ride.arrays())
         if run.watch is not None:
             watched.append(ride.watch(t, state))
         loss, aux = ride.step(state, t, first)
@@ -36,12 +47,14 @@ def ride_along(adjoint, run, values, columns):
         if run.callback is not None and stops(run, t, loss, aux):
             steps = t + 1
             break
+    if log and begin < run.steps:
+        log.forwards(steps, steps, state, memory, watched, survey.largest, None, ride.arrays())
     run.outcome["steps"] = steps
     survey.report(program, state, steps)
     run.report.bytes_kept = ride.nbytes
     run.report.watched, run.report.seconds = list(watched), perf_counter() - began
     ride.average()
-    return state, np.array(watched), ride.tangents, ride.slopes[:, : len(watched)]
+    return state, np.array(watched), ride.tangents, ride.slopes[:, : len(watched)], log
 
 
 class Ride:
@@ -108,6 +121,17 @@ class Ride:
             norm = global_norm([g])
             of_loss["g_norm"] = of_loss["g"] @ (g / norm if norm else 0 * g)
         return answer, of_loss
+
+    def arrays(self):
+        """All that changes but the state, float64 by name, for a save file."""
+        return self.tangents | {".watched": self.slopes, ".used": self.used.astype(np.float64)}
+
+    def take_up(self, arrays):
+        """Go on with what `arrays` gave, flat."""
+        for name, x in self.tangents.items():
+            x[...] = arrays[name].reshape(x.shape)
+        self.slopes[...] = arrays[".watched"].reshape(self.slopes.shape)
+        self.used[...] = arrays[".used"]
 
     def average(self):
         """Divide each column by how many of the steps taken shared its value, if that is wanted."""

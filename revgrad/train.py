@@ -67,7 +67,7 @@ def train(
     save: a path: a run that was killed, on the way there or back, is taken up by the same call and
         ends with the same bits. Saved every `save_every` steps (default: every 30 seconds), and
         removed when the run is over: once trained, or if it is traced, once pulled back through.
-        For Reversible() and Checkpointed(k), which keeps no snapshots there and makes them anew.
+        For Reversible(), Forward() and Checkpointed(k), which makes its snapshots anew.
     Returns trained, or a tuple (trained[, state][, watched]) as asked.
 
     Differentiable in params, state, every optimizer hyperparameter and hyper. The integers of a
@@ -87,8 +87,8 @@ def train(
     adjoint.check(optimizer)
     if save is not None and not adjoint.saves:
         raise ValueError(
-            f"save={str(save)!r} with {adjoint!r}: a run can be taken up with Reversible() and "
-            "Checkpointed(k) alone."
+            f"save={str(save)!r} with {adjoint!r}: a run can be taken up with Reversible(), "
+            "Checkpointed(k) and Forward() alone."
         )
     if isinstance(adjoint, Unrolled):
         trained, variables, watched = unroll(run, values)
@@ -249,10 +249,12 @@ def _stage_forward(wanted, flat, run, adjoint, treedef):
     columns = Columns.of(optree.tree_unflatten(treedef, tangents), values, first, shared)
     with blas.pinned() as threads:
         run.report.blas_threads = threads
-        state, watched, rows, slopes = ride_along(adjoint, run, values, columns)
+        state, watched, rows, slopes, log = ride_along(adjoint, run, values, columns)
 
     def pullback(cts):
         variables, ct_watched = _read_cotangents(run, cts, watched)
+        if log:
+            log.remove()
         found = sum(rows[name] @ ct for name, ct in variables.items())
         if ct_watched is not None:
             found = found + slopes @ ct_watched
@@ -303,7 +305,9 @@ def _push_forward(*flat, run, adjoint, treedef):
     columns = Columns.of(optree.tree_unflatten(treedef, rows), values, np.zeros(1, int))
     with blas.pinned() as threads:
         run.report.blas_threads = threads
-        state, watched, found, slopes = ride_along(adjoint, run, values, columns)
+        state, watched, found, slopes, log = ride_along(adjoint, run, values, columns)
+    if log:
+        log.remove()
     moved = {name: run.layout_of(name).cast(x[0]) for name, x in found.items()}
     t_out = optree.tree_leaves((moved.pop("params"), moved, slopes[0]))
     pairs = zip(_leaves_out(run, state, watched), t_out, strict=True)
@@ -343,6 +347,11 @@ def _refuse_pairs(adjoint, run, values, flat):
         raise MissingRule(
             f"{adjoint!r} has derivatives in reverse mode only, and train met forward mode (jvp, "
             "jacfwd, hvp, hessian); pass adjoint=Unrolled() or, for a first derivative, Forward()."
+        )
+    if _youngest_push(flat) and adjoint.average:
+        raise ValueError(
+            f"{adjoint!r} divides what belongs to a value by the steps that share it, which a "
+            "direction (jvp, jacfwd) may have many of; take rg.grad, or leave average out."
         )
     if isinstance(adjoint, Implicit):
         _refuse_under_implicit(run, values)

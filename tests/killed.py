@@ -18,7 +18,8 @@ from revgrad.resume import digest
 
 STEPS = 40
 ADJOINTS = {"reversible": rg.Reversible(), "checkpointed": rg.Checkpointed(4)}
-OPTIMIZERS = {"reversible": rg.Momentum, "checkpointed": rg.SGD}
+ADJOINTS["forward"] = rg.Forward()
+OPTIMIZERS = {"reversible": rg.Momentum, "checkpointed": rg.SGD, "forward": rg.SGD}
 
 
 def answer(path, name, kind="float32", every=3, **changes):
@@ -51,6 +52,7 @@ def tick_until(kill, act):
 
     Gradient.value = watched(Gradient.value)
     Gradient.with_pullback = watched(Gradient.with_pullback)
+    Gradient.with_push = watched(Gradient.with_push)
     return lambda: seen[0]
 
 
