@@ -36,16 +36,22 @@ class Recorded:
 class RecordedPair:
     """f(*first) -> (outputs, then) and then(*second) -> results, lists all; else as Recorded.
 
-    `then` belongs to the latest call.
+    `then` belongs to the latest call, and its results are overwritten by the next one.
     """
 
     def __init__(self, f, first, make_second):
         self.f, self.turn, self.replays = f, 0, None
         try:
             parts = TwoPhase(f, first, make_second, borrow=True).parts
-            self.replays = [Replay(*parts, borrow=True).run for _ in range(2)]
+            one, two = (Replay(*parts, borrow=True) for _ in range(2))
         except Exception:  # as above
             return
+        taken = {id(_memory(one.space[one.names[x]])) for x in parts[2][0] if x in one.fixed}
+        for x in one.fixed:
+            mine = one.space[one.names[x]]
+            if id(_memory(mine)) not in taken:  # one buffer less
+                two.space[two.names[x]] = mine
+        self.replays = one.run, two.run
 
     def __call__(self, *first):
         if self.replays is None:
@@ -53,3 +59,10 @@ class RecordedPair:
         self.turn = 1 - self.turn
         now, then = self.replays[self.turn]
         return now(*first), then
+
+
+def _memory(x):
+    """What an array is a view of, at the bottom."""
+    while getattr(x, "base", None) is not None:
+        x = x.base
+    return x

@@ -131,7 +131,6 @@ class Influence(Tower):
         fitting.gradient, self.valid = self.curvature, _validation(run, rtrl)
         kind = Shared if rtrl.shared else Exact if rtrl.rank is None else RankOne
         self.influence = kind(Basis(bottom, fitting.values, self.moving), bottom.state, rtrl)
-        self.zeros = {name: np.zeros_like(x) for name, x in bottom.state.items()}
         self.used, self.seen, self.kept = [], {}, {}
         if rtrl.diagnose:
             v = np.random.default_rng(rtrl.seed).standard_normal(run.layout.size)
@@ -159,7 +158,6 @@ class Influence(Tower):
         self.used, self.first = [hyper[k] for k in self.moving], False
         if t % self.rtrl.every == 0:
             super().move(t)
-            self._hand_on()
 
     def _hand_on(self):
         """Give the loss's hyper what it has learned."""
@@ -182,6 +180,7 @@ class Influence(Tower):
             self.seen[f"influence of {name}"] = norm
             if not norm <= self.rtrl.limit:
                 raise NotFinite(self._blow_up(name, norm, t), step=t)
+        self._hand_on()
 
     def _every(self, option, t):
         every = getattr(self.rtrl, option)
@@ -189,16 +188,19 @@ class Influence(Tower):
 
     def _push(self, row, knobs, hyper):
         """The tangents of the variables after the step, from those before it."""
-        t_g, still = None, self.curvature.still()
-        if row is not None or hyper is not None:
-            row = row or self.zeros
+        bottom, t_g = self.levels[0], None
+        added = row is None
+        if added:
+            row = {name: np.zeros_like(x) for name, x in bottom.state.items()}
+        if not added or hyper is not None:
             leaves = self.fitting.run.layout.cast(row["params"])
-            t_g = self.curvature.product(leaves, still if hyper is None else hyper)
-        return self.levels[0].push(row or self.zeros, t_g, knobs)
+            t_g = self.curvature.product(leaves, hyper or self.curvature.still())
+        return bottom.push(row, t_g, knobs)
 
     def _iterate(self):
         """A step of power iteration; the norm so far."""
-        row = self._push(self.zeros | {"params": self.kept["v"]}, {}, None)
+        row = {name: np.zeros_like(x) for name, x in self.levels[0].state.items()}
+        row = self._push(row | {"params": self.kept["v"]}, {}, None)
         norm = float(np.sqrt(row["params"] @ row["params"]))
         self.kept["v"] = row["params"] / max(norm, 1e-30)
         return norm
