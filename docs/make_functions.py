@@ -20,7 +20,10 @@ registry of rules. Every one has both modes and derivatives of any order; float3
 complex numbers where NumPy takes them.
 Anything else raises `MissingRule` with the function's name. `revgrad.extend` adds more.
 """
-FACTS = {np.shape, np.ndim, np.size, np.result_type, np.iscomplexobj, np.isrealobj}
+FACTS = {
+    *(np.shape, np.ndim, np.size, np.result_type, np.iscomplexobj, np.isrealobj, np.can_cast),
+    *(np.common_type, np.min_scalar_type, np.einsum_path, np.may_share_memory, np.shares_memory),
+}
 NOTES = {
     "absolute, sign": "the derivative at 0 is 0.",
     "max, min, maximum, minimum, clip": "ties share equally.",
@@ -33,8 +36,17 @@ NOTES = {
     "LAPACK's norm and phase; those of a complex svd are free to turn, so use what does not turn.",
     "linalg.svd": "full_matrices=True of square matrices only.",
     "linalg.lstsq, linalg.pinv, linalg.qr": "of matrices of full rank.",
-    "gradient": "equal distances. `einsum`: up to eight operands. `cross`: three components.",
-    "pad": "constant, edge, reflect, symmetric, wrap.",
+    "einsum": "up to eight operands. `cross`: three components.",
+    "quantile, percentile, interp, nanmedian": "by `method='linear'`; at a knot, of the piece to "
+    "its right.",
+    "compress, extract, unique, setdiff1d, trim_zeros, piecewise": "values decide the shape of the "
+    "answer or of its parts: `compile` and `train` cannot record that and say so.",
+    "unique": "of equal entries, the first.",
+    "pad": "all modes but empty and functions.",
+    "sum, mean, prod, max, min": "`where=`, `initial=` and `dtype=` too.",
+    "divmod, modf, frexp": "of what does not jump.",
+    "histogram, union1d, intersect1d, setxor1d, copyto, put, fill_diagonal": "refused, with what "
+    "to write instead.",
     "scipy.special": "derivatives in an order or a shape parameter (the first of gammainc, the "
     "first two of betainc, the order of Bessel functions) are refused by name.",
 }

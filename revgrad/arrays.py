@@ -84,9 +84,11 @@ def call(function, *args, **kwargs):
     """Call the handler of a NumPy function, or say that it has no rule."""
     handler = functions.get(function) or _found_late(function)
     if handler is None:
+        instead = _INSTEAD_OF.get(function)
         raise MissingRule(
-            f"{_name(function)} has no derivative rule, and was called on a traced array; write "
-            "one with revgrad.extend, or pass stop_gradient(x) if no derivative is wanted."
+            f"{_name(function)} has no derivative rule, and was called on a traced array; "
+            + (instead or "write one with revgrad.extend, or pass stop_gradient(x) if no")
+            + ("." if instead else " derivative is wanted.")
         )
     if kwargs:
         _check_keywords(_name(function), handler, kwargs)
@@ -105,16 +107,23 @@ def _check_keywords(name, handler, kwargs):
     if isinstance(handler, Primitive):
         if any(isinstance(x, Box) for x in kwargs.values()):
             raise TypeError(f"{name} of a traced array: pass it by position, not by keyword.")
-    elif unknown := sorted(kwargs.keys() - _keywords(handler)):
+    elif unknown := sorted(_unknown(handler, kwargs)):
         raise TypeError(
             f"{name} of a traced array takes no {'=, '.join(unknown)}=; write it with np.where, "
             "x.astype and the like."
         )
 
 
+def _unknown(handler, kwargs):
+    """Those of some keywords that a handler does not take."""
+    parameters = _parameters(handler)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return () if takes_any else kwargs.keys() - parameters.keys()
+
+
 @cache
-def _keywords(handler):
-    return inspect.signature(handler).parameters.keys()
+def _parameters(handler):
+    return inspect.signature(handler).parameters
 
 
 def _name(function):
@@ -217,6 +226,9 @@ class ArrayBox(Box):
     __mod__, __rmod__ = _operator(operator.mod)
     __pow__, __rpow__ = _operator(operator.pow)
     __matmul__, __rmatmul__ = _operator(operator.matmul)
+    __and__, __rand__ = _operator(operator.and_)
+    __or__, __ror__ = _operator(operator.or_)
+    __xor__, __rxor__ = _operator(operator.xor)
     __lt__, _ = _operator(operator.lt)
     __le__, _ = _operator(operator.le)
     __gt__, _ = _operator(operator.gt)
@@ -233,8 +245,17 @@ class ArrayBox(Box):
         instead = _INSTEAD.get(name, f"look for a function np.{name}, or use stop_gradient(x)")
         raise AttributeError(f"a traced array has no x.{name}; {instead}.")
 
+    def __divmod__(self, other):
+        return self // other, self % other
+
+    def __rdivmod__(self, other):
+        return other // self, other % self
+
     def __neg__(self):
         return functions[operator.neg](self)
+
+    def __invert__(self):
+        return functions[operator.invert](self)
 
     def __pos__(self):
         return functions[operator.pos](self)
@@ -268,6 +289,10 @@ class ArrayBox(Box):
         """As `ndarray.astype`; the derivative is cast back."""
         return functions["astype"](self, dtype=np.dtype(dtype), copy=copy)
 
+    def compress(self, condition, axis=None):
+        """As `ndarray.compress`."""
+        return call(np.compress, condition, self, axis)
+
     def copy(self, order="C"):
         """As `ndarray.copy`: later sums see the order of entries in memory."""
         return functions["copy"](self, order=order)
@@ -283,6 +308,25 @@ _INSTEAD = {
     "view": "write x.astype(dtype)",
     "strides": "use stop_gradient(x).strides",
     **dict.fromkeys(("tobytes", "tofile", "dump", "dumps"), "use stop_gradient(x)"),
+}
+
+
+_IN_PLACE = "it changes an array in place: use revgrad.at(x, index).set(values) or np.where"
+_INSTEAD_OF = {
+    **dict.fromkeys((np.copyto, np.putmask, np.place, np.put, np.put_along_axis), _IN_PLACE),
+    np.fill_diagonal: "it changes an array in place: use np.where(np.eye(n), value, x)",
+    **dict.fromkeys(
+        (np.union1d, np.intersect1d, np.setxor1d),
+        "it does not say whose an entry is: use np.unique of np.concatenate, np.isin and x[mask]",
+    ),
+    **dict.fromkeys(
+        (np.histogram, np.histogram2d, np.histogramdd, np.histogram_bin_edges),
+        "edges that follow the values move, counts jump: use np.searchsorted and np.bincount",
+    ),
+    **dict.fromkeys(
+        (np.array2string, np.array_repr, np.array_str, np.save, np.savez, np.savetxt),
+        "pass stop_gradient(x)",
+    ),
 }
 
 

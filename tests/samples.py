@@ -272,4 +272,10 @@ CONSTANT = {
     np.empty_like: lambda f, x, y: f(x).shape,
     np.searchsorted: lambda f, x, y: f(x, y),
 }
-FACTS = (np.shape, np.ndim, np.size, np.result_type, np.iscomplexobj, np.isrealobj)
+FACTS = {
+    **dict.fromkeys((np.shape, np.ndim, np.size, np.result_type), direct),
+    **dict.fromkeys((np.iscomplexobj, np.isrealobj, np.min_scalar_type, np.common_type), direct),
+    np.can_cast: lambda f, x: f(x.dtype, np.int8),
+    np.einsum_path: lambda f, x: f("ij,kj", x, x),
+    **dict.fromkeys((np.may_share_memory, np.shares_memory), lambda f, x: f(x, x)),
+}

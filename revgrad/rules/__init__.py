@@ -4,18 +4,25 @@ import sys
 
 from revgrad.arrays import late
 from revgrad.rules import (
+    applied,
+    borders,
     contractions,
+    curves,
     elementwise,
     fft,
     indexing,
     linalg,
     linear,
     moving,
+    nans,
     nn,
     order,
+    places,
     products,
+    quantiles,
     reduce,
     scans,
+    statistics,
 )
 
 
@@ -28,16 +35,23 @@ def _load_special():
 late.append(_load_special)
 
 __all__ = [
+    "applied",
+    "borders",
     "contractions",
+    "curves",
     "elementwise",
     "fft",
     "indexing",
     "linalg",
     "linear",
     "moving",
+    "nans",
     "nn",
     "order",
+    "places",
     "products",
+    "quantiles",
     "reduce",
     "scans",
+    "statistics",
 ]

@@ -7,7 +7,16 @@ import numpy as np
 
 from revgrad.arrays import functions, plain
 from revgrad.rules.linear import put
-from revgrad.rules.row import cast, composite, define, derived, dtype_of, shape_of, unbroadcast
+from revgrad.rules.row import (
+    cast,
+    composite,
+    define,
+    derived,
+    dtype_of,
+    formula,
+    shape_of,
+    unbroadcast,
+)
 
 
 def _contract(a, b, axes_a, axes_b):
@@ -134,6 +143,14 @@ _convolve = derived(
 @composite(np.convolve)
 def _np_convolve(a, v, mode="full"):
     return _convolve(a, v, mode=mode)
+
+
+@formula(np.correlate, arrays=2)
+def _correlate(a, v, mode="valid"):
+    """NumPy runs over the longer one, which "same" sees."""
+    if shape_of(a)[0] < shape_of(v)[0]:
+        return np.conj(np.flip(_correlate(v, a, mode)))
+    return np.convolve(a, np.conj(np.flip(v)), mode)
 
 
 # einsum. `call`: the subscripts as given, which NumPy's bits may hang on; `subscripts`: without

@@ -98,6 +98,22 @@ elementwise(
 )
 elementwise((np.hypot,), lambda out, x, y: x / out, lambda out, x, y: y / out)
 
+elementwise((np.ldexp,), lambda out, x, i: np.ldexp(np.ones_like(plain(x)), i), None)
+
+# Numbers taken apart: what jumps has no derivative.
+_exponent = Primitive("exponent", lambda x: np.frexp(x)[1], constant=True)
+_divmod = lambda x, y: (np.floor_divide(x, y), np.mod(x, y))
+_modf = lambda x: (x - np.trunc(x), np.trunc(x))
+
+
+def _frexp(x):
+    exponent = _exponent(x)
+    return np.ldexp(x, -exponent), exponent
+
+
+for _split, _parts in ((np.divmod, _divmod), (np.modf, _modf), (np.frexp, _frexp)):
+    functions[_split] = derived(_split, _split, _parts, many=True)
+
 # Parts of complex numbers: linear over the reals.
 _imag = define(
     "imag",
@@ -228,5 +244,6 @@ constant(
     *(np.floor, np.ceil, np.rint, np.trunc, np.round, np.around, np.signbit),
     *(np.heaviside, np.isneginf, np.isposinf, np.isreal, np.iscomplex),
     *(np.isnan, np.isinf, np.isfinite, np.isclose, np.allclose, np.array_equal),
-    *(operator.floordiv, np.floor_divide),
+    *(operator.floordiv, np.floor_divide, operator.and_, operator.or_, operator.xor),
+    *(operator.invert, np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.invert, np.fix),
 )

@@ -13,7 +13,7 @@ from revgrad.tape import Primitive
 
 def _run(x, values, *arrays, structure):
     number = isinstance(x, (np.generic, float))
-    out = np.array(x) if number else x.copy()
+    out = np.array(x) if number else x.copy(order="K")
     out[fill(structure, arrays)] = values
     return out[()] if number else out
 

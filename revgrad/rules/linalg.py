@@ -5,6 +5,8 @@ the derivative of the function of (A + A^H) / 2, so that a gradient is symmetric
 Eigenvalues and singular values that are equal have no derivative of their vectors: NaN or inf.
 """
 
+from math import prod
+
 import numpy as np
 
 from revgrad.arrays import ArrayBox, functions, plain
@@ -117,6 +119,26 @@ def _pull_solve_matrix(ct, out, a, b):
 def _pull_solve_side(ct, out, a, b):
     pulled = _solved_transposed(ct, a, b)
     return unbroadcast(pulled[..., 0] if _is_vector(b) else pulled, b)
+
+
+def _as_matrix(a, ndim):
+    """An array with `ndim` axes for rows, the rest for columns, as a matrix."""
+    return np.reshape(a, (prod(shape_of(a)[:ndim]), -1))
+
+
+@composite(np.linalg.tensorsolve)
+def _tensorsolve(a, b, axes=None):
+    if axes is not None:
+        a = np.moveaxis(a, axes, range(len(shape_of(a)) - len(axes), len(shape_of(a))))
+    rows = len(shape_of(b))
+    x = np.linalg.solve(_as_matrix(a, rows), np.ravel(b))
+    return np.reshape(x, shape_of(a)[rows:])
+
+
+@composite(np.linalg.tensorinv)
+def _tensorinv(a, ind=2):
+    shape = shape_of(a)
+    return np.reshape(np.linalg.inv(_as_matrix(a, ind)), shape[ind:] + shape[:ind])
 
 
 def _over_matrices(c):

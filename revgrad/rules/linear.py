@@ -10,6 +10,7 @@ from revgrad.rules.row import (
     composite,
     constant,
     define,
+    derived,
     dtype_of,
     is_complex,
     match,
@@ -215,10 +216,13 @@ def fill(structure, arrays):
     return index[0] if len(index) == 1 else index
 
 
-def _put(ct, *arrays, structure, shape):
-    """The transpose of indexing: zeros of `shape` with ct added at the index, in a fixed order."""
+def _put(ct, *arrays, structure, shape, unique=False):
+    """The transpose of indexing: zeros of `shape` with ct added at the index, in a fixed order.
+
+    unique: no place comes twice.
+    """
     out, index = np.zeros_like(ct, shape=shape, order="C"), fill(structure, arrays)
-    if all(dtype_of(a).kind == "b" for a in arrays):
+    if unique or all(dtype_of(a).kind == "b" for a in arrays):
         out[index] = ct
         return out
     places = np.ravel(np.reshape(_count_up(out), shape)[index])
@@ -269,11 +273,14 @@ take = Primitive(
 )
 
 
-def put(ct, index, shape):
-    """Zeros of `shape` with ct added at the index: the transpose of x[index]."""
+def put(ct, index, shape, *, unique=False):
+    """Zeros of `shape` with ct added at the index: the transpose of x[index].
+
+    unique: no place comes twice, so that nothing need be put in order.
+    """
     arrays = [p for p in index if hasattr(p, "dtype")]
     structure = tuple(_HOLE if hasattr(p, "dtype") else p for p in index)
-    return _put_p(ct, *arrays, structure=structure, shape=shape)
+    return _put_p(ct, *arrays, structure=structure, shape=shape, unique=unique)
 
 
 def parts_of(index):
@@ -337,13 +344,31 @@ def _split(ary, indices_or_sections, axis=0):
 
 
 # Facts about an array that no trace needs to see.
-for _fact in (np.shape, np.ndim, np.size, np.result_type, np.iscomplexobj, np.isrealobj):
-    functions[_fact] = lambda *xs, _fact=_fact: _fact(*map(plain, xs))
+for _fact in (
+    *(np.shape, np.ndim, np.size, np.result_type, np.iscomplexobj, np.isrealobj, np.can_cast),
+    *(np.common_type, np.min_scalar_type, np.einsum_path, np.may_share_memory, np.shares_memory),
+):
+    functions[_fact] = lambda *xs, _fact=_fact, **options: _fact(*map(plain, xs), **options)
 
 
 @composite(np.copy)
 def _copy(a, order="K"):
     return _np_copy(a, order=order)
+
+
+@composite(np.full_like)
+def _full_like(a, fill_value, dtype=None, order="K", subok=True, shape=None):
+    like = np.empty_like(plain(a), dtype, order, subok, shape)
+    if not isinstance(fill_value, Box):
+        return np.full_like(like, fill_value)
+    return _filled(like, fill_value)
+
+
+_filled = derived(
+    "full_like",
+    np.full_like,
+    lambda a, fill_value: np.broadcast_to(cast(fill_value, dtype_of(a)), shape_of(a)),
+)
 
 
 constant(np.zeros_like, np.ones_like, np.empty_like, np.argsort, np.searchsorted, np.nonzero)

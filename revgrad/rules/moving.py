@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from revgrad.arrays import plain
 from revgrad.rules.linear import put
 from revgrad.rules.row import composite, define, derived, shape_of
 
@@ -210,11 +209,19 @@ def _np_tile(A, reps):
 
 
 def _pull_diagonal(ct, out, a, *, offset, axis1, axis2):
-    shape = [n for i, n in enumerate(shape_of(a)) if i not in (axis1, axis2)]
-    size = shape_of(out)[-1]
+    return _on_diagonal(ct, shape_of(a), offset, axis1, axis2)
+
+
+def _on_diagonal(ct, shape, offset, axis1, axis2):
+    """Zeros of `shape` with ct, whose last axis they are, on one diagonal."""
+    full = (
+        *(n for i, n in enumerate(shape) if i not in (axis1, axis2)),
+        shape[axis1],
+        shape[axis2],
+    )
+    size = shape_of(ct)[-1]
     rows, columns = np.arange(size) + max(-offset, 0), np.arange(size) + max(offset, 0)
-    full = (*shape, shape_of(a)[axis1], shape_of(a)[axis2])
-    return np.moveaxis(put(ct, (..., rows, columns), full), (-2, -1), (axis1, axis2))
+    return np.moveaxis(put(ct, (..., rows, columns), full, unique=True), (-2, -1), (axis1, axis2))
 
 
 _diagonal = define(
@@ -261,93 +268,30 @@ def _diagflat(v, k=0):
     return np.diag(np.ravel(v), k)
 
 
-_trace = derived(
+def _pull_trace(ct, out, a, *, offset, axis1, axis2):
+    rows, columns = shape_of(a)[axis1] + min(offset, 0), shape_of(a)[axis2] - max(offset, 0)
+    size = max(min(rows, columns), 0)
+    if not shape_of(out) and rows == columns and axis1 < axis2:
+        return np.diag(np.broadcast_to(ct, size), offset)
+    ct = np.broadcast_to(np.expand_dims(ct, -1), (*shape_of(out), size))
+    return _on_diagonal(ct, shape_of(a), offset, axis1, axis2)
+
+
+_trace = define(
     "trace",
     lambda a, *, offset, axis1, axis2: np.trace(a, offset, axis1, axis2),
-    lambda a, *, offset, axis1, axis2: np.sum(np.diagonal(a, offset, axis1, axis2), axis=-1),
+    _LINEAR,
+    [_pull_trace],
 )
 
 
 @composite(np.trace)
 def _np_trace(a, offset=0, axis1=0, axis2=1):
-    return _trace(a, offset=offset, axis1=axis1, axis2=axis2)
+    ndim = len(shape_of(a))
+    return _trace(a, offset=offset, axis1=axis1 % ndim, axis2=axis2 % ndim)
 
 
-# Borders.
-
-
-def _pad_by_places(a, width, mode):
-    """Padding that repeats entries, as the taking of entries axis by axis."""
-    for axis, (before, after) in enumerate(width):
-        if before or after:
-            places = np.pad(np.arange(shape_of(a)[axis]), (before, after), mode)
-            a = np.take(a, places, axis)
-    return a
-
-
-def _pad_with_constants(a, width, values):
-    for axis, ((before, after), (low, high)) in enumerate(zip(width, values, strict=True)):
-        shape = list(shape_of(a))
-        borders = []
-        for n, value in ((before, low), (after, high)):
-            shape[axis] = n
-            borders.append(np.full_like(plain(a), value, shape=tuple(shape)))
-        a = np.concatenate([borders[0], a, borders[1]], axis)
-    return a
-
-
-_pad = derived(
-    "pad",
-    lambda a, *, width, mode: np.pad(a, width, mode),
-    lambda a, *, width, mode: _pad_by_places(a, width, mode),
-)
-_pad_constant = derived(
-    "pad with constants",
-    lambda a, *, width, values: np.pad(a, width, constant_values=values),
-    lambda a, *, width, values: _pad_with_constants(a, width, values),
-)
-
-
-@composite(np.pad)
-def _np_pad(array, pad_width, mode="constant", *, constant_values=0):
-    if isinstance(pad_width, dict):
-        pad_width = [pad_width.get(i, pad_width.get(i - array.ndim, 0)) for i in _axes_of(array)]
-        pad_width = [(w, w) if np.ndim(w) == 0 else w for w in pad_width]
-    width = _fixed(np.broadcast_to(pad_width, (len(shape_of(array)), 2)))
-    width = tuple(map(tuple, width))
-    if mode == "constant":
-        values = np.broadcast_to(constant_values, (len(shape_of(array)), 2))
-        return _pad_constant(array, width=width, values=tuple(map(tuple, values.tolist())))
-    if mode not in ("edge", "reflect", "symmetric", "wrap"):
-        raise TypeError(
-            f"np.pad(mode={mode!r}) of a traced array; constant, edge, reflect, symmetric and wrap "
-            "have rules, others can be put together with np.concatenate."
-        )
-    return _pad(array, width=width, mode=mode)
-
-
-# Lines between traced ends.
-
-
-_linspace = derived(
-    "linspace",
-    lambda start, stop, *, num, endpoint: np.linspace(start, stop, num, endpoint=endpoint),
-    lambda start, stop, *, num, endpoint: _line(start, stop, num, endpoint),
-)
-
-
-def _line(start, stop, num, endpoint):
-    ends = np.broadcast_shapes(shape_of(start), shape_of(stop))
-    home = plain(stop) if shape_of(stop) else plain(start)
-    count = np.cumsum(np.ones_like(home, shape=num)) - 1
-    weights = np.reshape(count / max(num - endpoint, 1), (num,) + (1,) * len(ends))
-    return start * (1 - weights) + stop * weights
-
-
-@composite(np.linspace)
-def _np_linspace(start, stop, num=50, endpoint=True, *, axis=0):
-    line = _linspace(start, stop, num=num, endpoint=endpoint)
-    return line if axis == 0 else np.moveaxis(line, 0, axis)
+# Grids.
 
 
 @composite(np.meshgrid)

@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 
 from revgrad.arrays import functions
-from revgrad.rules.row import cast, composite, define, dtype_of, shape_of, unbroadcast
+from revgrad.rules.row import cast, composite, define, derived, dtype_of, shape_of, unbroadcast
 from revgrad.tape import Deferred
 
 
@@ -106,3 +106,30 @@ def _np_vdot(a, b):
 @composite(np.outer)
 def _outer(a, b):
     return functions[np.multiply](np.reshape(a, (-1, 1)), np.reshape(b, (1, -1)))
+
+
+if hasattr(np, "matvec"):  # from NumPy 2.2 on
+
+    @composite(np.matvec)
+    def _matvec(x1, x2, /):
+        return _matvec_of(x1, x2)
+
+    @composite(np.vecmat)
+    def _vecmat(x1, x2, /):
+        return _vecmat_of(x1, x2)
+
+    _matvec_of = derived("matvec", np.matvec, lambda a, x: (a @ np.expand_dims(x, -1))[..., 0])
+    _vecmat_of = derived(
+        "vecmat", np.vecmat, lambda x, a: (np.expand_dims(np.conj(x), -2) @ a)[..., 0, :]
+    )
+
+
+def _outer_of(ufunc):
+    @composite((ufunc, "outer"))
+    def outer(a, b):
+        a = np.reshape(a, shape_of(a) + (1,) * len(shape_of(b)))
+        return functions[ufunc](a, b)
+
+
+for _ufunc in (np.add, np.subtract, np.multiply, np.divide, np.maximum, np.minimum, np.power):
+    _outer_of(_ufunc)

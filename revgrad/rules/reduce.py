@@ -5,7 +5,16 @@ from math import prod
 import numpy as np
 
 from revgrad.arrays import functions
-from revgrad.rules.row import composite, constant, define, dtype_of, is_complex, shape_of
+from revgrad.rules.row import (
+    cast,
+    composite,
+    constant,
+    define,
+    derived,
+    dtype_of,
+    is_complex,
+    shape_of,
+)
 
 
 def _axes(x, axis):
@@ -14,7 +23,7 @@ def _axes(x, axis):
     return range(ndim) if axis is None or not ndim else np.atleast_1d(axis).tolist()
 
 
-def _kept(c, x, axis):
+def kept(c, x, axis):
     """Reshape a reduced array so that it broadcasts with x; a number does as it is."""
     if not shape_of(c):
         return c
@@ -25,7 +34,7 @@ def _kept(c, x, axis):
 
 
 def _spread(ct, out, x, *, axis, keepdims):
-    return np.broadcast_to(_kept(ct, x, axis), shape_of(x))
+    return np.broadcast_to(kept(ct, x, axis), shape_of(x))
 
 
 def _count(x, axis):
@@ -35,14 +44,14 @@ def _count(x, axis):
 
 def _attained(out, x, axis):
     """Weights of the entries that attain an extremum: ties share equally."""
-    hits = functions["astype"](x == _kept(out, x, axis), dtype=dtype_of(x))
+    hits = functions["astype"](x == kept(out, x, axis), dtype=dtype_of(x))
     return hits / np.sum(hits, axis=axis, keepdims=True)
 
 
 _extremum = {
     "push": [lambda t, out, x, *, axis, keepdims: np.sum(
         t * _attained(out, x, axis), axis=axis, keepdims=keepdims)],
-    "pull": [lambda ct, out, x, *, axis, keepdims: _kept(ct, x, axis) * _attained(out, x, axis)],
+    "pull": [lambda ct, out, x, *, axis, keepdims: kept(ct, x, axis) * _attained(out, x, axis)],
 }  # fmt: skip
 
 _sum = define(
@@ -69,23 +78,71 @@ _min = define(
 )
 
 
-def _reduction(primitive, default_axis=None):
-    def reduction(a, axis=default_axis, *, keepdims=False):
-        return primitive(a, axis=axis, keepdims=keepdims)
+def _with_options(function, join, identity):
+    """The reduction of some entries only, in a dtype of its own, or from a start: seldom asked for.
 
-    return reduction
+    join: the function of two entries that it repeats, or None; identity: what join leaves as it is.
+    """
+
+    def run(x, where, initial, *, dtype, **kept):
+        given = {"dtype": dtype, "initial": initial}
+        given = {name: value for name, value in given.items() if value is not None}
+        return function(x, where=where, **given, **kept)
+
+    def equal(x, where, initial, *, dtype, axis, keepdims):
+        x = x if dtype is None else cast(x, np.dtype(dtype))
+        if join is None:  # a mean, of as many entries as there are
+            total = np.sum(np.where(where, x, 0.0), axis=axis, keepdims=keepdims)
+            there = np.where(np.broadcast_to(where, shape_of(x)), 1.0, 0.0)
+            return total / np.sum(there, axis=axis, keepdims=keepdims)
+        out = function(np.where(where, x, identity), axis=axis, keepdims=keepdims)
+        return out if initial is None else join(out, initial)
+
+    return derived(f"{function.__name__} with options", run, equal)
 
 
-for _keys, _primitive in (
-    ((np.sum,), _sum),
-    ((np.mean,), _mean),
-    ((np.max, np.amax), _max),
-    ((np.min, np.amin), _min),
-):
-    composite(*_keys)(_reduction(_primitive))
-composite((np.add, "reduce"))(_reduction(_sum, 0))
-composite((np.maximum, "reduce"))(_reduction(_max, 0))
-composite((np.minimum, "reduce"))(_reduction(_min, 0))
+def reduction(function, primitive, join, identity, default_axis=None):
+    """The handler of a reduction, by `primitive` where nothing but axes is asked for."""
+    with_options = _with_options(function, join, identity)
+
+    def reduced(a, axis=default_axis, dtype=None, *, keepdims=False, initial=None, where=True):
+        if where is True and dtype is None and initial is None:
+            return primitive(a, axis=axis, keepdims=keepdims)
+        if dtype is not None and np.dtype(dtype).kind not in "fc":
+            raise TypeError(f"np.{function.__name__}(dtype={dtype}) of a traced array of floats.")
+        return with_options(a, where, initial, dtype=dtype, axis=axis, keepdims=keepdims)
+
+    return reduced
+
+
+composite(np.sum)(reduction(np.sum, _sum, np.add, 0.0))
+composite((np.add, "reduce"))(reduction(np.sum, _sum, np.add, 0.0, 0))
+composite(np.mean)(reduction(np.mean, _mean, None, 0.0))
+composite(np.max, np.amax)(reduction(np.max, _max, np.maximum, -np.inf))
+composite((np.maximum, "reduce"))(reduction(np.max, _max, np.maximum, -np.inf, 0))
+composite(np.min, np.amin)(reduction(np.min, _min, np.minimum, np.inf))
+composite((np.minimum, "reduce"))(reduction(np.min, _min, np.minimum, np.inf, 0))
+
+# The sum of exponentials, from the largest one on.
+
+
+def _log_of_sum(x, *, axis, keepdims):
+    top = np.max(x, axis=axis, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0.0)
+    sums = np.log(np.sum(np.exp(x - top), axis=axis, keepdims=True)) + top
+    return sums if keepdims else np.reshape(sums, np.sum(np.empty(shape_of(x)), axis=axis).shape)
+
+
+_logaddexp = derived(
+    "logaddexp.reduce",
+    lambda x, *, axis, keepdims: np.logaddexp.reduce(x, axis=axis, keepdims=keepdims),
+    _log_of_sum,
+)
+
+
+@composite((np.logaddexp, "reduce"))
+def _logaddexp_reduce(a, axis=0, *, keepdims=False):
+    return _logaddexp(a, axis=axis, keepdims=keepdims)
 
 
 @composite(np.var)

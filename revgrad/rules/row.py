@@ -8,13 +8,14 @@ the rule of a holomorphic function is the one for real numbers, and the transpos
 number for a complex one is the real part. The gradient of a real f at x + iy is df/dx - i df/dy.
 """
 
+import inspect
 import operator
-from functools import partial, reduce
+from functools import partial, reduce, wraps
 
 import numpy as np
 
 from revgrad.arrays import ArrayBox, functions, plain
-from revgrad.tape import Primitive, Pull, Push, pull_back
+from revgrad.tape import Box, Primitive, Pull, Push, pull_back
 
 
 def define(key, run, push, pull, *, register=True):
@@ -76,6 +77,50 @@ def derived(key, run, equal, *, many=False):
 
 def _as_tuple(x, many):
     return tuple(x) if many else (x,)
+
+
+def formula(function, *, arrays=1, shaping=(), many=False):
+    """Decorator: add a function of NumPy's from what it equals, with its parameters; see `derived`.
+
+    arrays: how many of the first parameters may be traced. shaping: the positions of those whose
+    values decide the shape of the answer, so that no recording can hold them.
+    """
+
+    def register(equal):
+        run = lambda *args, **static: function(*args, **static)
+        primitive = derived(function, run, equal, many=many)
+        signature = inspect.signature(equal)
+        names = [*signature.parameters]
+
+        @wraps(equal)
+        def handler(*args, **kwargs):
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            values = [*bound.arguments.values()]
+            args = [
+                np.asarray(x) if isinstance(x, list) and i not in shaping else x
+                for i, x in enumerate(values[:arrays])
+            ]
+            for i in shaping:
+                settled(args[i], _name(function))
+            return primitive(*args, **dict(zip(names[arrays:], values[arrays:], strict=True)))
+
+        functions[function] = handler
+        return handler
+
+    return register
+
+
+def settled(x, name):
+    """Refuse a value that is being recorded where it decides the shape of an answer."""
+    while isinstance(x, Box):
+        if not isinstance(x.owner, (Pull, Push)):
+            raise TypeError(
+                f"np.{name} of a traced array was met while recording: its values decide the shape "
+                "of the answer. Write np.where(mask, x, 0), or find the places outside and pass "
+                "them."
+            )
+        x = x.value
 
 
 def elementwise(keys, *partials):

@@ -1,8 +1,12 @@
 """Functions that run along an axis: cumulative sums and products, products, differences."""
 
+from math import prod
+
 import numpy as np
 
-from revgrad.rules.row import composite, define, derived, shape_of
+from revgrad.arrays import plain
+from revgrad.rules.reduce import kept, reduction
+from revgrad.rules.row import composite, define, derived, formula, shape_of
 
 
 def _along(a, axis):
@@ -27,6 +31,30 @@ def _np_cumsum(a, axis=None):
 @composite((np.add, "accumulate"))
 def _accumulate(a, axis=0):
     return _np_cumsum(a, axis)
+
+
+def _with_start(function, total, start):
+    """np.cumulative_sum and its like: one axis, and the empty sum in front where asked for."""
+
+    @formula(function)
+    def cumulative(x, /, *, axis=None, include_initial=False):
+        axis = 0 if axis is None else axis
+        out = total(x, axis)
+        if not include_initial:
+            return out
+        first = np.full_like(plain(out), start, shape=_of_length(1, out, axis))
+        return np.concatenate([first, out], axis)
+
+
+def _of_length(n, x, axis):
+    shape = list(shape_of(x))
+    shape[axis] = n
+    return tuple(shape)
+
+
+if hasattr(np, "cumulative_sum"):  # from NumPy 2.1 on
+    _with_start(np.cumulative_sum, np.cumsum, 0.0)
+    _with_start(np.cumulative_prod, np.cumprod, 1.0)
 
 
 def _shifted(out):
@@ -69,36 +97,46 @@ def _np_cumprod(a, axis=None):
     return _cumprod(a, axis=axis)
 
 
-def _last_of_cumprod(a, *, axis, keepdims):
-    ndim = len(shape_of(a))
-    axes = range(ndim) if axis is None else [i % ndim for i in np.atleast_1d(axis).tolist()]
-    if not ndim or not axes:
-        return a
-    kept = [n for i, n in enumerate(shape_of(a)) if i not in axes]
-    size = [n for i, n in enumerate(shape_of(a)) if i in axes]
-    rows = np.moveaxis(a, tuple(axes), tuple(range(len(axes))))
-    rows = np.reshape(rows, (int(np.prod(size)), *kept))
-    out = np.cumprod(rows, 0)[-1] if shape_of(rows)[0] else np.sum(rows, 0) + 1.0
-    if keepdims:
-        out = np.reshape(out, [1 if i in axes else n for i, n in enumerate(shape_of(a))])
-    return out
+def _others(a, axis):
+    """For each entry, the product of all others along the axes; no division by what may be 0."""
+    shape, ndim = shape_of(a), len(shape_of(a))
+    if axis is None or ndim < 2:
+        return np.reshape(_others_in_first(np.reshape(a, -1)), shape)
+    axes = [i % ndim for i in np.atleast_1d(axis).tolist()]
+    order = axes + [i for i in range(ndim) if i not in axes]
+    moved = np.transpose(a, order)
+    rows = np.reshape(moved, (prod(shape[i] for i in axes), *(shape_of(moved)[len(axes) :])))
+    others = np.reshape(_others_in_first(rows), shape_of(moved))
+    return np.transpose(others, np.argsort(order).tolist())
 
 
-_prod = derived(
+def _others_in_first(rows):
+    one = np.ones_like(plain(rows[:1]))
+    before = np.cumprod(np.concatenate([one, rows[:-1]]), 0)
+    after = np.cumprod(np.concatenate([one, rows[:0:-1]]), 0)
+    return before * after[::-1]
+
+
+def _pull_prod(ct, out, a, *, axis, keepdims):
+    return kept(ct, a, axis) * _others(a, axis)
+
+
+_prod = define(
     "prod",
     lambda a, *, axis, keepdims: np.prod(a, axis=axis, keepdims=keepdims),
-    _last_of_cumprod,
-)
+    [lambda t, out, a, *, axis, keepdims: np.sum(
+        t * _others(a, axis), axis=axis, keepdims=keepdims)],
+    [_pull_prod],
+)  # fmt: skip
+composite(np.prod)(reduction(np.prod, _prod, np.multiply, 1.0))
 
 
-@composite(np.prod)
-def _np_prod(a, axis=None, *, keepdims=False):
-    return _prod(a, axis=axis, keepdims=keepdims)
+@composite((np.multiply, "accumulate"))
+def _accumulated_product(a, axis=0):
+    return _np_cumprod(a, axis)
 
 
-@composite((np.multiply, "reduce"))
-def _product(a, axis=0, *, keepdims=False):
-    return _prod(a, axis=axis, keepdims=keepdims)
+composite((np.multiply, "reduce"))(reduction(np.prod, _prod, np.multiply, 1.0, 0))
 
 
 def _slices(a, axis, *spans):
@@ -118,38 +156,50 @@ def _diff(a, n=1, axis=-1, prepend=None, append=None):
 
 
 def _border(a, x, axis):
-    if shape_of(x):
-        return x
-    shape = list(shape_of(a))
-    shape[axis] = 1
-    return np.broadcast_to(x, tuple(shape))
+    return x if shape_of(x) else np.broadcast_to(x, _of_length(1, a, axis))
 
 
-def _slope(f, axis, dx, edge_order):
-    """NumPy's central differences at equal distances, and its one-sided ones at the ends."""
-    size = shape_of(f)[axis]
-    if size < edge_order + 1:
-        raise ValueError(f"np.gradient needs {edge_order + 1} entries along an axis, not {size}.")
-    ahead, behind = _slices(f, axis, (2, None), (None, -2))
-    inner = (ahead - behind) / (2.0 * dx)
-    if edge_order == 1:
-        a, b = _slices(f, axis, (0, 1), (1, 2))
-        y, z = _slices(f, axis, (-2, -1), (-1, None))
-        return np.concatenate([(b - a) / dx, inner, (z - y) / dx], axis)
-    a, b, c = _slices(f, axis, (0, 1), (1, 2), (2, 3))
-    x, y, z = _slices(f, axis, (-3, -2), (-2, -1), (-1, None))
-    first = -1.5 / dx * a + 2.0 / dx * b + -0.5 / dx * c
-    last = 0.5 / dx * x + -2.0 / dx * y + 1.5 / dx * z
-    return np.concatenate([first, inner, last], axis)
+@formula(np.ediff1d, arrays=3)
+def _ediff1d(ary, to_end=None, to_begin=None):
+    ary = np.ravel(ary)
+    parts = to_begin, ary[1:] - ary[:-1], to_end
+    return np.concatenate([np.ravel(x) for x in parts if x is not None])
 
 
-def _slopes(f, *, steps, axes, edge_order):
+def _along_axis(x, like, axis):
+    """A number, or a vector that lies along an axis of `like`."""
+    return np.reshape(x, [-1 if i == axis else 1 for i in range(len(shape_of(like)))])
+
+
+def _slope(f, step, axis, edge_order):
+    """NumPy's differences of second order inside, and one-sided ones of `edge_order` at the ends.
+
+    step: one distance, or the places of the entries.
+    """
+    gaps = _along_axis(np.diff(step), f, axis) if shape_of(step) else step
+    ahead, behind = _slices(f, axis, (1, None), (None, -1))
+    slopes = (ahead - behind) / gaps
+    s1, s2 = _slices(slopes, axis, (None, -1), (1, None))
+    if shape_of(step):
+        g1, g2 = _slices(gaps, axis, (None, -1), (1, None))
+        before, after = g1 / (g1 + g2), g2 / (g1 + g2)
+    else:
+        before = after = 0.5
+    first, last = _slices(slopes, axis, (0, 1), (-1, None))
+    if edge_order == 2:
+        bend = s2 - s1
+        first = first - _slices(before * bend, axis, (0, 1))[0]
+        last = last + _slices(after * bend, axis, (-1, None))[0]
+    return np.concatenate([first, after * s1 + before * s2, last], axis)
+
+
+def _slopes(f, *steps, axes, edge_order):
     pairs = zip(axes, steps, strict=True)
-    slopes = tuple(_slope(f, i, h, edge_order) for i, h in pairs)
+    slopes = tuple(_slope(f, h, i, edge_order) for i, h in pairs)
     return slopes if len(axes) > 1 else slopes[0]
 
 
-def _run_gradient(f, *, steps, axes, edge_order):
+def _run_gradient(f, *steps, axes, edge_order):
     return np.gradient(f, *steps, axis=axes, edge_order=edge_order)
 
 
@@ -161,14 +211,12 @@ _gradients = derived("gradients", _run_gradient, _slopes, many=True)
 def _np_gradient(f, *varargs, axis=None, edge_order=1):
     ndim = len(shape_of(f))
     axes = tuple(range(ndim)) if axis is None else tuple(int(i) % ndim for i in np.atleast_1d(axis))
-    steps = (varargs or (1.0,)) * (len(axes) if len(varargs) < 2 else 1)
-    if len(steps) != len(axes) or any(shape_of(h) for h in steps):
-        raise TypeError(
-            "np.gradient of a traced array takes one number as distance, or one for each axis; "
-            "unequal distances can be written with np.diff."
-        )
+    steps = [np.asarray(h) if isinstance(h, (list, tuple)) else h for h in varargs or (1.0,)]
+    steps = steps * len(axes) if len(steps) == 1 and not shape_of(steps[0]) else steps
+    if len(steps) != len(axes):
+        raise TypeError(f"np.gradient over {len(axes)} axes takes no {len(steps)} distances.")
     primitive = _gradients if len(axes) > 1 else _gradient
-    return primitive(f, steps=tuple(map(float, steps)), axes=axes, edge_order=edge_order)
+    return primitive(f, *steps, axes=axes, edge_order=edge_order)
 
 
 @composite(np.trapezoid)
