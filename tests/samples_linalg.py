@@ -36,7 +36,8 @@ def tall(f, a):
 SQUARES = ((3, 3),), ((1, 1),), ((2, 3, 3),)
 add([np.linalg.inv, np.linalg.slogdet], square, *SQUARES)
 add([np.linalg.det], square, ((3, 3),), ((2, 3, 3),))  # of one entry: a second derivative of zero
-add([np.linalg.inv, np.linalg.det], square, ((3, 3),), domains="complex")
+add([np.linalg.inv, np.linalg.det, np.linalg.slogdet], square, ((3, 3),), domains="complex")
+add([np.linalg.slogdet], square, ((2, 3, 3),), domains="complex unit")
 add([np.linalg.solve], square, ((3, 3), (3,)), ((3, 3), (3, 2)), ((2, 3, 3), (3, 2)))
 add([np.linalg.solve], square, ((2, 3, 3), (3,)), ((3, 3), (2, 3, 2)))
 add([np.linalg.solve], square, ((3, 3), (3,)), domains=("complex", "real"))
@@ -73,6 +74,7 @@ add([np.linalg.pinv], tall, ((2, 4),), host="the matrix")
 add([np.linalg.svdvals], tall, ((3, 2),), domains="complex unit", host="the matrix")
 add([np.linalg.cond], lambda f, a: square(f, a, 1), ((3, 3),))
 add([np.linalg.qr], tall, ((3, 3),), ((4, 2),), host="the matrix")
+add([np.linalg.qr], tall, ((3, 3),), ((4, 2),), domains="complex unit", host="the matrix")
 add([np.linalg.lstsq], lambda f, a, b: tall(lambda m: f(m, b)[0], a), ((4, 2), (4,)),
     ((4, 2), (4, 2)), ((2, 3), (2,)), host="the matrix")  # fmt: skip
 add([np.linalg.lstsq], lambda f, a, b: tall(lambda m: f(m, b)[1::2], a), ((4, 2), (4,)),

@@ -64,10 +64,18 @@ def _np_tensordot(a, b, axes=2):
     return _tensordot(a, b, axes=axes)
 
 
-_inner = derived(
+def _last_axes(a, b):
+    return (len(shape_of(a)) - 1,), (len(shape_of(b)) - 1,)
+
+
+_inner = define(
     "inner",
     np.inner,
-    lambda a, b: _contract(a, b, [len(shape_of(a)) - 1], [len(shape_of(b)) - 1]),
+    ("linear", "linear"),
+    [
+        lambda ct, out, a, b: _pull_factor(ct, a, b, _last_axes(a, b), True),
+        lambda ct, out, a, b: _pull_factor(ct, b, a, _last_axes(b, a), False),
+    ],
 )
 
 
@@ -83,16 +91,32 @@ functions["dot over many axes"] = derived(
 )
 
 
-def _products_of_blocks(a, b):
+def _spread_blocks(a, b):
+    """Shapes of two arrays of as many axes, and how each lies in their products: block by block."""
     ndim = max(len(shape_of(a)), len(shape_of(b)))
-    a, b = (np.reshape(x, (1,) * (ndim - len(shape_of(x))) + shape_of(x)) for x in (a, b))
-    shape = [m * n for m, n in zip(shape_of(a), shape_of(b), strict=True)]
-    a = np.expand_dims(a, tuple(range(1, 2 * ndim, 2)))
-    b = np.expand_dims(b, tuple(range(0, 2 * ndim, 2)))
-    return np.reshape(np.multiply(a, b), shape)
+    of_a, of_b = ((1,) * (ndim - len(shape_of(x))) + shape_of(x) for x in (a, b))
+    pairs = [*zip(of_a, of_b, strict=True)]
+    whole = [n for pair in pairs for n in pair]
+    return whole, [n for m, _ in pairs for n in (m, 1)], [n for _, m in pairs for n in (1, m)]
 
 
-_kron = derived("kron", np.kron, _products_of_blocks)
+def _pull_block(ct, a, b, first):
+    whole, in_a, in_b = _spread_blocks(a, b) if first else _spread_blocks(b, a)
+    like, other = (a, in_b) if first else (a, in_a)
+    products = np.reshape(ct, whole) * np.reshape(b, other)
+    axes = tuple(range(1 if first else 0, len(whole), 2))
+    return cast(np.reshape(np.sum(products, axis=axes), shape_of(like)), dtype_of(like))
+
+
+_kron = define(
+    "kron",
+    np.kron,
+    ("linear", "linear"),
+    [
+        lambda ct, out, a, b: _pull_block(ct, a, b, True),
+        lambda ct, out, a, b: _pull_block(ct, b, a, False),
+    ],
+)
 
 
 @composite(np.kron)
@@ -100,13 +124,15 @@ def _np_kron(a, b):
     return _kron(a, b)
 
 
-def _components(a, b):
-    a, b = ([x[..., i] for i in range(3)] for x in (a, b))
-    pairs = [(1, 2), (2, 0), (0, 1)]
-    return np.stack([a[i] * b[j] - a[j] * b[i] for i, j in pairs], axis=-1)
-
-
-_cross = derived("cross", np.cross, _components)
+_cross = define(
+    "cross",
+    np.cross,
+    ("linear", "linear"),
+    [
+        lambda ct, out, a, b: unbroadcast(np.cross(b, ct), a),
+        lambda ct, out, a, b: unbroadcast(np.cross(ct, a), b),
+    ],
+)
 
 
 @composite(np.cross, np.linalg.cross)

@@ -175,11 +175,20 @@ def _np_det(a):
     return _det(a)
 
 
+def _push_slogdet(t, out, a):
+    log = _push_log(t, a)
+    return out[0] * (np.imag(log) * 1j), np.real(log)
+
+
+_complex_slogdet = pushed(
+    "slogdet", lambda a: tuple(np.linalg.slogdet(a)), _push_slogdet, many=True
+)
+
+
 @composite(np.linalg.slogdet)
 def _np_slogdet(a):
-    if is_complex(a):
-        raise TypeError("np.linalg.slogdet of a complex traced array; use np.linalg.det.")
-    return _result_of[np.linalg.slogdet](*_slogdet(a))
+    slogdet = _complex_slogdet if is_complex(a) else _slogdet
+    return _result_of[np.linalg.slogdet](*slogdet(a))
 
 
 @composite(np.linalg.matrix_power)
@@ -246,8 +255,19 @@ def _push_cholesky(t, out, a, *, upper):
     return _h(pushed_lower) if upper else pushed_lower
 
 
-_cholesky = pushed(
-    "cholesky", lambda a, *, upper: np.linalg.cholesky(a, upper=upper), _push_cholesky
+def _pull_cholesky(ct, out, a, *, upper):
+    lower, ct = (_h(out), _h(ct)) if upper else (out, ct)
+    half = np.tril(_t(lower) @ ct) / (1.0 + cast(_eye(lower), dtype_of(lower)))
+    left = np.linalg.solve(_t(lower), half)
+    return _symmetric(_t(np.linalg.solve(_h(lower), _t(left))))
+
+
+_cholesky = define(
+    "cholesky",
+    lambda a, *, upper: np.linalg.cholesky(a, upper=upper),
+    [_push_cholesky],
+    [_pull_cholesky],
+    register=False,
 )
 
 
@@ -347,11 +367,67 @@ def _push_svd(t, out, a):
     return du, np.real(_diagonal(ds)), _h(dv)
 
 
-_svd = pushed("svd", lambda a: tuple(np.linalg.svd(a, False)), _push_svd, many=True)
-_singular_values = pushed(
+def _pull_svd(cts, *, wanted, out, args, static):
+    """The transpose of the above, in gradients G = conj(ct) so that <G, dX> = Re tr(G^H dX)."""
+    u, s, vh = out
+    gu, gs, gvh = (c if c is None else np.conj(c) for c in cts)
+    core, rest = _spread_diagonal(gs, u, s), None
+    scale = cast(np.expand_dims(s, -2), dtype_of(u))
+    if gu is not None:
+        k = _h(u) @ gu
+        core = core + _turned(k, s) * scale
+        if is_complex(u):
+            core = core + _spread_diagonal(np.imag(_diagonal(k)) / s, u, s) * 1j
+        if shape_of(u)[-2] > shape_of(u)[-1]:
+            rest = ((gu - u @ k) / scale) @ vh
+    if gvh is not None:
+        gv = _h(gvh)
+        k = vh @ gv
+        core = core + _t(scale) * _turned(k, s)
+        if shape_of(vh)[-1] > shape_of(vh)[-2]:
+            beyond = (u / scale) @ (gvh - _h(k) @ vh)
+            rest = beyond if rest is None else rest + beyond
+    g = u @ core @ vh
+    return [np.conj(g if rest is None else g + rest)]
+
+
+def _spread_diagonal(d, u, s):
+    """A diagonal matrix of u's dtype, in whatever batch there is."""
+    eye = cast(_eye(s), dtype_of(u))
+    return eye * 0.0 if d is None else eye * np.expand_dims(d, -1)
+
+
+def _turned(k, s):
+    """F * k and its adjoint together, F being 1 / (s_j^2 - s_i^2)."""
+    row, column, one = np.expand_dims(s, -2), np.expand_dims(s, -1), _eye(s)
+    k = k * cast((1.0 - one) / ((row - column) * (row + column) + one), dtype_of(k))
+    return k + _h(k)
+
+
+_svd = Primitive(
+    "svd",
+    lambda a: tuple(np.linalg.svd(a, False)),
+    lambda tangents, *, out, args, static: _push_svd(tangents[0], out, args[0]),
+    _pull_svd,
+    many=True,
+)
+
+
+def _push_svdvals(t, out, a):
+    u, _, vh = np.linalg.svd(a, False)
+    return np.real(np.sum(np.conj(u) * (t @ _h(vh)), axis=-2))
+
+
+def _pull_svdvals(ct, out, a):
+    u, _, vh = np.linalg.svd(a, False)
+    return (np.conj(u) * np.expand_dims(ct, -2)) @ np.conj(vh)
+
+
+_singular_values = define(
     "svdvals",
     lambda a: np.linalg.svd(a, compute_uv=False),
-    lambda t, out, a: _push_svd(t, np.linalg.svd(a, False), a)[1],
+    [_push_svdvals],
+    [_pull_svdvals],
 )
 
 
@@ -381,10 +457,18 @@ def _push_pinv(t, out, a, **_):
     return -(p @ t @ p) + left - (left @ a) @ p + right - p @ (a @ right)
 
 
-_pinv = pushed(
+def _pull_pinv(ct, out, a, **_):
+    p, ph, gh = out, _h(out), _t(ct)  # in gradients G = conj(ct), as in _pull_svd
+    left, right = gh @ (p @ ph), (ph @ p) @ gh
+    g = -(ph @ _h(gh) @ ph) + left - a @ (p @ left) + right - (right @ p) @ a
+    return np.conj(g)
+
+
+_pinv = define(
     "pinv",
     lambda a, *, rcond, hermitian: np.linalg.pinv(a, rcond, hermitian),
-    _push_pinv,
+    [_push_pinv],
+    [_pull_pinv],
 )
 
 
@@ -405,6 +489,8 @@ def _push_qr(t, out, a):
     m = _h(q) @ step
     lower = np.tril(m, -1)
     turn = lower - _h(lower)
+    if is_complex(a):  # LAPACK's r has a real diagonal
+        turn = turn + 1j * np.imag(m) * _eye(m)
     return q @ (turn - m) + step, (m - turn) @ r
 
 
@@ -414,10 +500,10 @@ _QR = type(np.linalg.qr(np.eye(2)))
 
 @composite(np.linalg.qr)
 def _np_qr(a, mode="reduced"):
-    if mode != "reduced" or shape_of(a)[-2] < shape_of(a)[-1] or is_complex(a):
+    if mode != "reduced" or shape_of(a)[-2] < shape_of(a)[-1]:
         raise TypeError(
-            f"np.linalg.qr(mode={mode!r}) of a traced {dtype_of(a)} array of shape {shape_of(a)}; "
-            "real matrices with no more columns than rows have a rule, in mode='reduced'."
+            f"np.linalg.qr(mode={mode!r}) of a traced array of shape {shape_of(a)}; matrices with "
+            "no more columns than rows have a rule, in mode='reduced'."
         )
     return _QR(*_qr(a))
 
@@ -464,25 +550,13 @@ def _np_lstsq(a, b, rcond=None):
 
 
 def _vector_norm(x, ord, axis):
-    size = np.absolute(x)
-    if ord in (None, 2):
-        squares = np.sum(size * size if is_complex(x) else x * x, axis=axis)
-        there = squares > 0
-        return np.where(there, np.sqrt(np.where(there, squares, 1.0)), 0.0)
+    """Of the orders that are no power: the others have primitives."""
     if ord in (np.inf, -np.inf):
-        return (np.max if ord > 0 else np.min)(size, axis=axis)
-    if ord == 1:
-        return np.sum(size, axis=axis)
-    if ord == 0:
-        return np.sum(cast(x != 0, dtype_of(size)), axis=axis)
-    there = np.sum(size, axis=axis) > 0
-    total = np.sum(np.where(size > 0, size, 1.0) ** ord * (size > 0), axis=axis)
-    return np.where(there, np.where(there, total, 1.0) ** (1 / ord), 0.0)
+        return (np.max if ord > 0 else np.min)(np.absolute(x), axis=axis)
+    return np.sum(cast(x != 0, dtype_of(np.real(x))), axis=axis)
 
 
 def _matrix_norm(x, ord, axis):
-    if ord in (None, "fro"):
-        return _vector_norm(x, 2, axis)
     x = np.moveaxis(x, axis, (-2, -1))
     if ord in ("nuc", 2, -2):
         s = np.linalg.svdvals(x)
@@ -512,36 +586,61 @@ _norm = derived(
 
 def _kept(c, x, axis):
     """A number for each norm, in a shape that broadcasts with x."""
-    axes = range(len(shape_of(x))) if axis is None else np.atleast_1d(axis) % len(shape_of(x))
+    if not shape_of(c):
+        return c
+    axes = np.atleast_1d(axis) % len(shape_of(x))
     return np.reshape(c, [1 if i in axes else n for i, n in enumerate(shape_of(x))])
 
 
-def _direction(out, x, axis):
-    """conj(x) / |x|, and 0 at 0: the slope of the Euclidean norm."""
-    size = _kept(out, x, axis)
-    return (np.conj(x) if is_complex(x) else x) / (size + cast(size == 0, dtype_of(size)))
+def _conj(x):
+    return np.conj(x) if is_complex(x) else x
+
+
+def _pull_euclidean(ct, out, x, *, ord, axis, keepdims):
+    """ct conj(x) / |x|, and 0 at 0."""
+    return _kept(ct / np.where(out == 0, 1.0, out), x, axis) * _conj(x)
 
 
 def _push_euclidean(t, out, x, *, ord, axis, keepdims):
-    steps = np.real(_direction(out, x, axis) * t)
-    return np.sum(steps, axis=axis, keepdims=keepdims)
+    steps = np.real(_conj(x) * t) if is_complex(x) else x * t
+    return np.sum(steps, axis=axis, keepdims=keepdims) / np.where(out == 0, 1.0, out)
 
 
-_euclidean = define(
-    "euclidean norm",
-    lambda x, *, ord, axis, keepdims: np.linalg.norm(x, ord, axis, keepdims),
-    [_push_euclidean],
-    [lambda ct, out, x, *, ord, axis, keepdims: _kept(ct, x, axis) * _direction(out, x, axis)],
-    register=False,
-)
+def _slope_of_power(out, x, ord, axis):
+    """The slope of (sum |x|^p)^(1/p): (|x| / norm)^(p - 1) times the direction, and 0 at 0."""
+    size = np.absolute(x)
+    there = size > 0
+    share = np.where(there, size, 1.0) / _kept(np.where(out == 0, 1.0, out), x, axis)
+    direction = _conj(x) / np.where(there, size, 1.0) if is_complex(x) else np.sign(x)
+    return np.where(there, share ** (ord - 1), 0.0) * direction
+
+
+def _push_power(t, out, x, *, ord, axis, keepdims):
+    steps = _slope_of_power(out, x, ord, axis) * t
+    return np.sum(np.real(steps) if is_complex(x) else steps, axis=axis, keepdims=keepdims)
+
+
+def _pull_power(ct, out, x, *, ord, axis, keepdims):
+    return _kept(ct, x, axis) * _slope_of_power(out, x, ord, axis)
+
+
+def _norm_with(name, push, pull):
+    run = lambda x, *, ord, axis, keepdims: np.linalg.norm(x, ord, axis, keepdims)
+    return define(name, run, [push], [pull])
+
+
+_euclidean = _norm_with("euclidean norm", _push_euclidean, _pull_euclidean)
+_power_norm = _norm_with("norm of powers", _push_power, _pull_power)
 
 
 @composite(np.linalg.norm)
 def _np_norm(x, ord=None, axis=None, keepdims=False):
     axis = tuple(axis) if isinstance(axis, list) else axis
     is_vector = not isinstance(axis, tuple) if axis is not None else len(shape_of(x)) == 1
-    if shape_of(x) and (ord in (None, "fro") or (ord == 2 and is_vector)):
+    if ord in (None, "fro") or (ord == 2 and is_vector):
         return _euclidean(x, ord=ord, axis=axis, keepdims=keepdims)
+    if is_vector and ord and np.isfinite(ord):
+        return _power_norm(x, ord=ord, axis=axis, keepdims=keepdims)
     return _norm(x, ord=ord, axis=axis, keepdims=keepdims)
 
 
