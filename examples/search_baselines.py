@@ -60,7 +60,7 @@ def by_gradients(problem, start):
         return problem.hyperloss(problem.hyper(**h) if shared else h, seed)
 
     found = rg.minimize(hyperloss, start, AuthorsAdam(0.04), until=problem.settings.outer)
-    return found.values, again(lambda seed: hyperloss(found.hyper, seed))
+    return found.values, again(lambda seed: hyperloss(found.best_hyper, seed))
 
 
 def by_search(problem, record, name, sampler, runs):
@@ -108,7 +108,7 @@ def main(s):
         each = 1 if len(values) == max(runs) else 4
         ax.plot(each * np.arange(1, len(values) + 1), values, label=name)
     ax.set(xlabel="cost (training runs; a hypergradient counts as four)")
-    ax.set(ylabel="training loss (nats)", ylim=(None, 1.0), yscale="log")
+    ax.set(ylabel="training loss (nats)", ylim=(0.1, 1.0), yscale="log")
     ax.legend(frameon=False)
     figure.savefig(s.folder / "search_baselines.png", dpi=100)
     plt.close(figure)
