@@ -46,9 +46,10 @@ ORDER = (  # of the paper's figures; what is not here comes behind, by name
 
 HEAD = """# Reproduction
 
-Published numbers beside ours, made by `make figures` from one example each. Time is of the whole
-run, memory the peak of its process, both on the processor named; bits are what is kept to run
-training backwards, per weight and step. "Difference" is ours - paper's.
+Published numbers beside ours, made by `make figures` from one example each. Time is the
+clock's over the whole run, which shared two cores with others, so up to four times what a run by
+itself takes; memory is the peak of its process; bits are what is kept to run training backwards,
+per weight and step. "Difference" is ours - paper's.
 
 """
 BITS = "bits per weight and step"  # the key of a record, where there is one
