@@ -157,6 +157,8 @@ def test_bad_input_is_refused_at_the_door(change, error, says):
 def test_a_traced_value_is_refused():
     for f in (
         lambda x: fit(rg.SGD(x))[0]["out"][0],
+        lambda x: fit(rg.SGD(0.1, tuned_by=rg.SGD(x)))[0]["out"][0],
+        lambda x: fit(rg.SGD(rg.per_step(x * np.ones(8))))[0]["out"][0],
         lambda x: fit(hyper={"l2": hyper_of()["l2"], "shift": x})[0]["out"][0],
     ):
         with pytest.raises(TypeError, match="fit has no derivative"):

@@ -12,6 +12,7 @@ from revgrad import blas
 from revgrad.arguments import check_save, take_apart
 from revgrad.errors import LeftDomain, NotFinite
 from revgrad.gradient import Gradient
+from revgrad.hyper import is_per_step
 from revgrad.online.level import Level
 from revgrad.online.paths import Paths
 from revgrad.online.saving import Log
@@ -67,7 +68,7 @@ def fit(
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}; pass one of revgrad's, e.g. Adam(1e-3)."
         )
-    _refuse_traced(params=params, hyper=hyper, state=state, optimizer=optimizer.hyper)
+    _refuse_traced(params=params, hyper=hyper, state=state, optimizer=list(_tower_hyper(optimizer)))
     report = Report() if report is None else report.clear()
     run, values = take_apart(
         loss, params, optimizer, batches, steps=steps, hyper=hyper, state=state, has_aux=has_aux,
@@ -230,9 +231,18 @@ def _story(fitting, paths):
     return f"Since step {since} of {fitting.optimizer!r}: {', '.join(rows)}. "
 
 
+def _tower_hyper(optimizer):
+    """The hyperparameters of every level."""
+    while isinstance(optimizer, Optimizer):
+        yield optimizer.hyper
+        optimizer = optimizer.tuned_by
+
+
 def _refuse_traced(**given):
     for name, tree in given.items():
-        if any(isinstance(x, Box) for x in optree.tree_leaves(tree)):
+        leaves = optree.tree_leaves(tree, is_leaf=is_per_step)
+        bare = [x.values if is_per_step(x) else x for x in leaves]
+        if any(isinstance(x, Box) for x in optree.tree_leaves(bare)):
             raise TypeError(
                 f"fit has no derivative, and {name} is traced: train with rg.train, or pass "
                 "rg.stop_gradient of it."

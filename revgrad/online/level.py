@@ -68,9 +68,8 @@ class Level:
     def pull(self, ct):
         """Cotangent of the raw knobs from one of the params after the latest step, both flat.
 
-        Forward mode makes it cheap: the step leaves a tangent for each hyperparameter, and this is
-        a product with each.
-        What the step found (older params, variables and gradients) counts as given: that is the
+        The step left a tangent for each hyperparameter, and this is a product with each. What it
+        found (older params, variables and gradients) counts as given: that is the
         one-step derivative.
         """
         return self.knobs.pull(ct, dict(zip(self.tuned, self.tangents, strict=True)))
