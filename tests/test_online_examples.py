@@ -1,0 +1,104 @@
+"""The experiments of examples/online run at their smallest sizes, and are gone on with."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tyro", reason="the examples need `pip install revgrad[examples]`")
+ONLINE = Path(__file__).parents[1] / "examples" / "online"
+
+
+@pytest.fixture(autouse=True)
+def examples_can_be_imported(monkeypatch):
+    monkeypatch.syspath_prepend(str(ONLINE))
+    yield
+    for name, module in [*sys.modules.items()]:
+        if (getattr(module, "__file__", None) or "").startswith(str(ONLINE)):
+            del sys.modules[name]
+
+
+def run(name, folder, **settings):
+    """(what main returns, the values of its record), run twice: the second time from the record."""
+    example = importlib.import_module(name)
+    given = {"quick": True, "data": "digits"} | settings
+    first = example.main(example.Settings(folder, **given))
+    values = values_in(folder / f"{name}.json")
+    assert (folder / f"{name}.png").stat().st_size > 8_000
+    example.main(example.Settings(folder, **given))
+    assert values_in(folder / f"{name}.json") == values
+    for what, (_, key) in example.PAPER.items():
+        found = values
+        for part in key.split("/"):
+            found = found[int(part) if isinstance(found, list) else part]
+        assert np.isfinite(found), what
+    return first, values
+
+
+def values_in(path):
+    return json.loads(path.read_text(encoding="utf-8"))["values"]
+
+
+def test_race(tmp_path):
+    found, values = run("race", tmp_path)
+    assert set(found["random"]) == set(found["Bayesian"]) and len(found["random"]) == 5
+    assert all(row["at"]["decay"] > 0 for name, row in values.items() if ", random" in name)
+
+
+def test_how_a_race_is_counted():
+    race = importlib.import_module("race_trials")
+    rows = [
+        {"test loss": [3.0, 2.0], "seconds": 10.0},
+        {"test loss": [0.5, 9.0], "seconds": 8.0},
+        {"test loss": [3.0, 1.0], "seconds": 6.0},
+    ]
+    assert [race.arrival(r, 1.0) for r in rows] == [None, 1, 2]
+    pool = race.of_pool(rows, 1.0)
+    assert pool["trials"] == 4 / 3  # the mean place of the first of two good ones among three
+    assert pool["minutes"] * 60 == pytest.approx(10 / 3 + 5)
+    assert race.of_searches([rows[:2], rows[2:]], 1.0)["minutes"] * 60 == pytest.approx(10)
+
+
+def test_starts(tmp_path):
+    found, values = run("starts", tmp_path)
+    assert len(values["layer rates"]) == 4 and values["layer rates by start"][0] != [1e-2]
+    assert found["fixed"][0] != found["online"][0]
+
+
+def test_outer_gradient(tmp_path):
+    found, values = run("outer_gradient", tmp_path)
+    assert len(found) == 3
+    names = ("training", "validation, batches of 100")
+    paths = [values[name][0]["paths"]["learning_rate"] for name in names]
+    assert paths[0] != paths[1] and paths[0][-1] != 0.1
+
+
+def test_influence_norms(tmp_path):
+    found, values = run("influence_norms", tmp_path)
+    assert not found["blew up"] and 0 < values["lowest norm"] <= values["highest norm"]
+
+
+def test_lifelong(tmp_path):
+    found, _ = run("lifelong", tmp_path)
+    assert found["online, meta 0.01"] < found["fixed at 0.1"]  # from which it starts
+
+
+def test_a_rotation_by_a_quarter_is_one():
+    rotation = importlib.import_module("lifelong").rotation(5, 90)
+    image = np.random.default_rng(0).random((5, 5), np.float32)
+    turned = (image.ravel() @ rotation).reshape(5, 5)
+    assert min(np.max(np.abs(turned - np.rot90(image, k))) for k in (1, 3)) < 1e-5
+
+
+def test_recovery(tmp_path):
+    found, _ = run("recovery", tmp_path)
+    assert found["resets"]["1"][0] != found["resets"]["never"][0]
+
+
+def test_groups(tmp_path):
+    found, values = run("groups", tmp_path)
+    assert len(found) == 9
+    assert values["Adam inside"]["ends"]["learning_rate"] != 1e-3
