@@ -83,7 +83,7 @@ def test_influence_norms(tmp_path):
 
 def test_lifelong(tmp_path):
     found, _ = run("lifelong", tmp_path)
-    assert found["online, meta 0.01"] < found["fixed at 0.1"]  # from which it starts
+    assert found["online, reset 100"] < found["fixed at 0.1"]  # from which it starts
 
 
 def test_a_rotation_by_a_quarter_is_one():

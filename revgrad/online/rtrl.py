@@ -193,8 +193,7 @@ class Influence(Tower):
         if added:
             row = {name: np.zeros_like(x) for name, x in bottom.state.items()}
         if not added or hyper is not None:
-            leaves = self.fitting.run.layout.cast(row["params"])
-            t_g = self.curvature.product(leaves, hyper or self.curvature.still())
+            t_g = self.curvature.product(row["params"], hyper)
         return bottom.push(row, t_g, knobs)
 
     def _iterate(self):
