@@ -137,9 +137,10 @@ def draw_stream(s, found):
     for name, row in found.items():
         if "fixed" in name and name != best:
             continue
-        above.plot(steps, row["losses"], lw=1, label=f"{name}: {row['mean']:.3f} on average")
+        label = f"{name}: {row['mean']:.3f} on average"
+        (line,) = above.plot(steps, row["losses"], lw=1, label=label)
         if "rates" in row:
-            below.plot(steps, row["rates"], label=name)
+            below.plot(steps, row["rates"], color=line.get_color(), label=name)
     for k, speed in enumerate(SPEEDS):
         above.annotate(
             f"{speed:g} degrees a step", ((k + 0.05) / 4, 0.92), xycoords="axes fraction"
@@ -148,6 +149,7 @@ def draw_stream(s, found):
     above.set(ylabel="loss of the next batch (nats)", ylim=(0, 1.5))
     above.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.9))
     below.set(xlabel="step", ylabel="learning rate")
+    below.legend(frameon=False, fontsize=8)
     figure.savefig(s.folder / "lifelong.png", dpi=90)
     plt.close(figure)
 

@@ -35,7 +35,7 @@ class Race:
 
     def searched(self, method, seed):
         """Trials of a TPE search on the validation loss, until one arrives."""
-        sampler = optuna.samplers.TPESampler(n_startup_trials=4, seed=seed)
+        sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=seed)
         study, rows = optuna.create_study(sampler=sampler), []
         for k in range(self.s.trials):
             asked = study.ask()
@@ -53,7 +53,7 @@ class Race:
         """A rate and a decay that learn, from a rate drawn at random and no decay."""
         rng = np.random.default_rng(k)
         draw = lambda low, high: float(np.exp(rng.uniform(np.log(low), np.log(high))))
-        at = {"rate": draw(1e-3, 0.3), "meta": draw(1e-5, 1e-4)}
+        at = {"rate": draw(1e-3, 0.3), "meta": draw(3e-5, 3e-4)}
         learns = self.problem.oho(at["rate"], 0.0, at["meta"])
         run = lambda: {"at": at} | self.problem.run(learns, self.s.epochs)[0]
         return self.once(f"online {k}", run)

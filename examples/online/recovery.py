@@ -36,8 +36,8 @@ class Settings:
     folder: Path = Path(".")
     quick: bool = False
     data: Literal["mnist", "digits"] = "mnist"
-    epochs: int = 4
-    meta: float = 2e-5
+    epochs: int = 2
+    meta: float = 1e-4
     rates: tuple[float, ...] = (0.001, 0.1)
     bad: tuple[float, ...] = (0.001, 1.5)
 
