@@ -145,20 +145,50 @@ def _logaddexp_reduce(a, axis=0, *, keepdims=False):
     return _logaddexp(a, axis=axis, keepdims=keepdims)
 
 
+# Spread. Of complex numbers, that of their distances from the mean.
+
+
+def _centred(x, axis):
+    centred = x - np.mean(x, axis=axis, keepdims=True)
+    return np.conj(centred) if is_complex(x) else centred
+
+
+def _freedom(x, axis, ddof):
+    return _count(x, axis) - ddof if _count(x, axis) > ddof else float("nan")
+
+
+def _along(t, x, axis, keepdims):
+    """The sum of the steps t in the directions of x from its mean."""
+    steps = t * _centred(x, axis)
+    return np.sum(np.real(steps) if is_complex(x) else steps, axis=axis, keepdims=keepdims)
+
+
+_var = define(
+    "var",
+    lambda x, *, axis, ddof, keepdims: np.var(x, axis=axis, ddof=ddof, keepdims=keepdims),
+    [lambda t, out, x, *, axis, ddof, keepdims:
+        _along(t, x, axis, keepdims) * (2 / _freedom(x, axis, ddof))],
+    [lambda ct, out, x, *, axis, ddof, keepdims:
+        kept(ct * (2 / _freedom(x, axis, ddof)), x, axis) * _centred(x, axis)],
+)  # fmt: skip
+_std = define(
+    "std",
+    lambda x, *, axis, ddof, keepdims: np.std(x, axis=axis, ddof=ddof, keepdims=keepdims),
+    [lambda t, out, x, *, axis, ddof, keepdims:
+        _along(t, x, axis, keepdims) / (out * _freedom(x, axis, ddof))],
+    [lambda ct, out, x, *, axis, ddof, keepdims:
+        kept(ct / (out * _freedom(x, axis, ddof)), x, axis) * _centred(x, axis)],
+)  # fmt: skip
+
+
 @composite(np.var)
-def _var(a, axis=None, *, ddof=0, keepdims=False):
-    centred = a - np.mean(a, axis=axis, keepdims=True)
-    if is_complex(a):
-        squares = np.real(centred) * np.real(centred) + np.imag(centred) * np.imag(centred)
-    else:
-        squares = centred * centred
-    total = np.sum(squares, axis=axis, keepdims=keepdims)
-    return total / max(_count(a, axis) - ddof, 0)
+def _np_var(a, axis=None, *, ddof=0, keepdims=False):
+    return _var(a, axis=axis, ddof=ddof, keepdims=keepdims)
 
 
 @composite(np.std)
-def _std(a, axis=None, *, ddof=0, keepdims=False):
-    return np.sqrt(_var(a, axis, ddof=ddof, keepdims=keepdims))
+def _np_std(a, axis=None, *, ddof=0, keepdims=False):
+    return _std(a, axis=axis, ddof=ddof, keepdims=keepdims)
 
 
 constant(np.argmax, np.argmin, np.any, np.all, np.count_nonzero)
