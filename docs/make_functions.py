@@ -51,6 +51,34 @@ NOTES = {
     "first two of betainc, the order of Bessel functions) are refused by name.",
 }
 
+# What autograd 1.9.1 differentiates and this does not, which tests/test_autograd.py checks.
+NOT_HERE = {
+    "numpy.full": "asks no protocol: np.broadcast_to(value, shape), or np.ones(shape) * value",
+    "numpy.make_diagonal": "autograd's own: np.diag, or np.where with a mask",
+    "numpy.concatenate_args": "inside autograd's np.concatenate",
+    "numpy.array_from_args": "inside autograd's np.array, which here asks no protocol: np.stack",
+    "numpy._original_where": "inside autograd's np.where",
+    "numpy.linalg._primitive_norm": "inside autograd's np.linalg.norm",
+    "numpy.fft.truncate_pad": "inside autograd's transforms",
+    "scipy.integrate.odeint": "a solver of its own with an adjoint; no part of training",
+}
+FROM_AUTOGRAD = {
+    "import autograd.numpy as np": "`import numpy as np`",
+    "autograd.scipy": "`scipy`, or `revgrad.scipy` for what is listed above under its own name",
+    "grad, value_and_grad, elementwise_grad, hessian, checkpoint": "the same names",
+    "np.array([a, b])": "`np.stack([a, b])`, where a or b is traced",
+    "jacobian, deriv": "`jacrev` or `jacfwd`, `jvp(f, (x,), (1.0,))[1]`",
+    "make_vjp(f)(x)": "`vjp(f, x)`, which gives the value first",
+    "make_jvp(f)(x)(v)": "`jvp(f, (x,), (v,))`",
+    "make_hvp(f)(x)(v)": "`hvp(f, (x,), (v,))[1]`",
+    "grad_and_aux(f)": "`grad(f, has_aux=True)`",
+    "grad_named, multigrad_dict": "`grad` of a function of a dict, or of a tuple of argnums",
+    "holomorphic_grad(f)": "`grad(lambda z: np.real(f(z)))`",
+    "primitive, defvjp, defjvp": "`custom_rule`, or `revgrad.extend.define`",
+    "autograd.builtins, autograd.misc.flatten": "not needed: any tree may be an argument",
+    "test_util.check_grads": "`revgrad.testing.check_grads`",
+}
+
 
 def named(table, home, prefix=""):
     names = {
@@ -95,6 +123,22 @@ def under_their_names():
         yield f"`revgrad.{name}`: " + ", ".join(f"`{n}`" for n in public)
 
 
+def coming_from_autograd():
+    rows = [f"| `{theirs}` | {ours} |" for theirs, ours in FROM_AUTOGRAD.items()]
+    missing = [f"- `{name}`: {reason}." for name, reason in NOT_HERE.items()]
+    return "\n".join(
+        [
+            "| autograd | here |",
+            "|---|---|",
+            *rows,
+            "",
+            "All that autograd 1.9.1 differentiates has a rule here, in both modes, but:",
+            "",
+            *missing,
+        ]
+    )
+
+
 def text():
     smooth = {
         k: f
@@ -112,6 +156,7 @@ def text():
         ("scipy.special", named(smooth, special)),
         ("SciPy's functions that ask no protocol", "\n\n".join(under_their_names())),
         ("Derivative zero", named(constant, np) + ", " + named(constant, np.linalg, "linalg.")),
+        ("Coming from autograd", coming_from_autograd()),
         ("Notes", "\n".join(f"- {names}: {note}" for names, note in NOTES.items())),
     ]
     return "\n".join([HEAD, *(f"## {title}\n\n{body}\n" for title, body in sections)])
