@@ -4,6 +4,7 @@ A function is tested by being registered: the first test below fails until it ha
 """
 
 import operator
+import warnings
 from functools import partial
 
 import numpy as np
@@ -523,6 +524,45 @@ def test_repeated_indices_add_up():
 def test_a_nan_stays_where_it_is():
     x = np.array([1.0, np.nan, 2.0])
     assert np.isnan(grad(lambda x: np.sum(x * x))(x)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("f", "x"),
+    [
+        (lambda x: np.cumprod(x, axis=-1), 0.7),
+        (lambda x: np.pad(x, 2, "mean"), np.float64(0.7)),
+        (lambda x: np.piecewise(x, [x > 0], [np.exp, 1.0]), 0.7),
+        (np.logaddexp.reduce, np.array([-np.inf, -np.inf, 1.0])),
+        (lambda x: np.max(x, axis=0, initial=2.0), np.zeros((0, 3))),
+        (lambda x: np.quantile(x, 0.3, axis=0), np.zeros((3, 0))),
+        (lambda x: np.delete(x, []), np.zeros(0)),
+        (np.linalg.norm, np.zeros((2, 0))),
+        (lambda x: np.linalg.norm(x, 3), np.zeros(3)),
+        (lambda x: np.vander(x)[::-1, ::-1], np.array([2.0, 2.0, 1.0])[::-1]),
+        (lambda x: np.unique(x) * 2, np.array([2.0, 2.0, 1.0])),
+        (lambda x: np.nanmax(x), np.array([2.0, np.nan, 2.0])),
+    ],
+)
+def test_degenerate_inputs_have_derivatives(f, x):
+    assert _same(pulled(f, (x,)), f(x))
+    check_duality(f, (x,))
+
+
+def test_the_derivative_of_an_answer_of_nothing_is_nothing():
+    for f in (np.median, np.nanmedian, np.logaddexp.reduce):
+        with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+            assert grad(f)(np.zeros(0)).shape == (0,)
+
+
+def test_what_is_cut_to_integers_has_no_derivative():
+    assert grad(lambda s: 1.0 * np.sum(np.insert(np.arange(3), 1, s)))(2.5) == 0
+
+
+def test_a_quantile_moves_with_the_entries_on_either_side():
+    x = np.array([4.0, 1.0, 2.0])
+    assert grad(lambda x: np.quantile(x, 0.625))(x).tolist() == [0.25, 0, 0.75]
+    assert grad(lambda q: np.percentile(x, q))(75.0) == 0.04
+    assert grad(lambda s: np.interp(s, [0.0, 1.0, 3.0], [5.0, 6.0, 0.0]))(1.0) == -3
 
 
 # What is refused.

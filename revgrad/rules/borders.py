@@ -91,6 +91,8 @@ def _np_pad(
     stat_length=None,
 ):
     ndim = len(shape_of(array))
+    if not ndim:
+        return np.copy(array)
     if isinstance(pad_width, dict):
         pad_width = [pad_width.get(i, pad_width.get(i - ndim, 0)) for i in range(ndim)]
         pad_width = [(w, w) if np.ndim(w) == 0 else w for w in pad_width]

@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from revgrad.arrays import functions, plain
-from revgrad.rules.row import composite, derived, formula, settled, shape_of
+from revgrad.rules.row import cast, composite, derived, dtype_of, formula, settled, shape_of
 from revgrad.tape import Primitive
 
 
@@ -29,6 +29,7 @@ def _moved(function, *arrays):
 
 @formula(np.insert, arrays=3, shaping=(1,))
 def _insert(arr, obj, values, axis=None):
+    values = cast(values, dtype_of(arr))  # as NumPy casts them
     return _moved(lambda a, v: np.insert(a, obj, v, axis), arr, values)
 
 

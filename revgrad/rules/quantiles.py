@@ -1,8 +1,10 @@
 """Median and quantiles: values between entries in order."""
 
+from math import prod
+
 import numpy as np
 
-from revgrad.arrays import functions
+from revgrad.arrays import functions, plain
 from revgrad.rules.row import composite, derived, shape_of
 
 
@@ -30,16 +32,19 @@ def _between(a, q, *, axis, keepdims, left_out=False):
     shape, ndim = shape_of(a), len(shape_of(a))
     axes = tuple(range(ndim)) if axis is None else tuple(i % ndim for i in np.atleast_1d(axis))
     kept = [n for i, n in enumerate(shape) if i not in axes]
-    rows = np.reshape(np.moveaxis(a, axes, range(-len(axes), 0)), (*kept, -1))
-    last = shape_of(rows)[-1] - 1
+    size = prod(shape[i] for i in axes)
+    rows = np.reshape(np.moveaxis(a, axes, range(-len(axes), 0)), (*kept, size))
+    last = size - 1
     if left_out:
         there = np.logical_not(np.isnan(rows))
         last = np.maximum(np.sum(there, axis=-1, keepdims=True) - 1, 0)
+    if keepdims:
+        kept = [1 if i in axes else n for i, n in enumerate(shape)]
+    if not size:
+        return np.full_like(plain(a), np.nan, shape=(*shape_of(q), *kept))
     numbers = q if isinstance(q, (int, float)) else np.reshape(q, -1)
     low, high, share = _ends(np.sort(rows, axis=-1), numbers, last)
     out = np.moveaxis(low + (high - low) * share, -1, 0)
-    if keepdims:
-        kept = [1 if i in axes else n for i, n in enumerate(shape)]
     return np.reshape(out, (*shape_of(q), *kept))
 
 

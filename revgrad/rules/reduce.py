@@ -15,6 +15,7 @@ from revgrad.rules.row import (
     is_complex,
     shape_of,
 )
+from revgrad.tape import Primitive
 
 
 def _axes(x, axis):
@@ -95,6 +96,8 @@ def _with_options(function, join, identity):
             total = np.sum(np.where(where, x, 0.0), axis=axis, keepdims=keepdims)
             there = np.where(np.broadcast_to(where, shape_of(x)), 1.0, 0.0)
             return total / np.sum(there, axis=axis, keepdims=keepdims)
+        if initial is not None and not prod(shape_of(x)):
+            return np.sum(x, axis=axis, keepdims=keepdims) * 0.0 + initial
         out = function(np.where(where, x, identity), axis=axis, keepdims=keepdims)
         return out if initial is None else join(out, initial)
 
@@ -126,9 +129,16 @@ composite((np.minimum, "reduce"))(reduction(np.min, _min, np.minimum, np.inf, 0)
 # The sum of exponentials, from the largest one on.
 
 
+def _largest(x, *, axis):
+    top = np.max(x, axis=axis, keepdims=True, initial=-np.inf)
+    return np.where(np.isfinite(top), top, 0.0)
+
+
+_top = Primitive("top", _largest, constant=True)  # which changes no sum, and so no derivative
+
+
 def _log_of_sum(x, *, axis, keepdims):
-    top = np.max(x, axis=axis, keepdims=True)
-    top = np.where(np.isfinite(top), top, 0.0)
+    top = _top(x, axis=axis)
     sums = np.log(np.sum(np.exp(x - top), axis=axis, keepdims=True)) + top
     return sums if keepdims else np.reshape(sums, np.sum(np.empty(shape_of(x)), axis=axis).shape)
 

@@ -10,8 +10,9 @@ from revgrad.rules.row import composite, define, derived, formula, shape_of
 
 
 def _along(a, axis):
-    """Flatten where no axis is given, as NumPy does."""
-    return (np.ravel(a), 0) if axis is None else (a, axis % max(len(shape_of(a)), 1))
+    """Flatten where no axis is given or there is none, as NumPy does."""
+    ndim = len(shape_of(a))
+    return (np.ravel(a), 0) if axis is None or not ndim else (a, axis % ndim)
 
 
 _cumsum = define(
@@ -215,6 +216,8 @@ def _np_gradient(f, *varargs, axis=None, edge_order=1):
     steps = steps * len(axes) if len(steps) == 1 and not shape_of(steps[0]) else steps
     if len(steps) != len(axes):
         raise TypeError(f"np.gradient over {len(axes)} axes takes no {len(steps)} distances.")
+    if not axes:
+        return ()
     primitive = _gradients if len(axes) > 1 else _gradient
     return primitive(f, *steps, axes=axes, edge_order=edge_order)
 

@@ -33,7 +33,7 @@ def _as_rows(x, rowvar):
 
 def _divisor(weights, aweights, count, ddof):
     if weights is None:
-        return max(count - ddof, 0)
+        return count - ddof if count > ddof else float("nan")
     total = np.sum(weights)
     if ddof and aweights is not None:
         ddof = ddof * np.sum(weights * aweights) / total
