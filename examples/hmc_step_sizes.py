@@ -6,7 +6,7 @@ coordinates do not know. A step is a leapfrog step, after a small part of the mo
 by noise (Horowitz 1991); nothing is rejected. The error is that of the time averages of squares and
 products, against the true covariance. Its gradient, with respect to the whole mass matrix, comes
 from running the chains backwards: leapfrog steps undo exactly, and what the scaling of the momentum
-destroys is kept in 0.07 bits per number and step.
+destroys is kept, 0.07 bits per momentum and step.
 
     python examples/hmc_step_sizes.py            5 minutes on one core
     python examples/hmc_step_sizes.py --quick    seconds
