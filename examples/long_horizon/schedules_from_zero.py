@@ -1,0 +1,120 @@
+"""Figure 3: schedules of 250 rates learned from zero, greedily and not, unshared and shared.
+
+    python examples/long_horizon/schedules_from_zero.py [--folder docs/reproduction] [--quick]
+
+A rate for each of `steps` steps, all 0 at first; at each outer step a fresh split and fresh params,
+and every value moves by its own step against its sign (`rg.SignDescent`), whatever the
+hypergradient is: greedy (of the loss right after the step), of the final loss for each step, the
+same for values that a tenth of the steps share, and for three numbers that make a schedule of
+cosines, as the paper proposes. An off-the-shelf cosine from the best of five rates is beside them.
+The horizon is short enough for reverse mode, which takes any number of values at once.
+
+Reduced: a network 784-64-10 (the paper: LeNet), 250 steps of 128 (500), 20 outer steps (50), and a
+subset of CIFAR-10 as the harder set (SVHN).
+
+Source: Micaelli and Storkey 2021, figure 3.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import tyro
+from greed import greedy_slopes
+from images import load
+from nets import Mlp
+from pictures import schedules
+from task import Task
+
+import revgrad as rg
+from revgrad.records import Record
+
+PAPER = {}  # pictures without numbers; the claim: greedy is far too small, shared beats the shelf
+BOUND = 3.0
+
+
+@dataclass
+class Settings:
+    folder: Path = Path(".")  # where schedules_from_zero.json and .png go
+    quick: bool = False  # a stand-in for data, for tests
+    steps: int = 250
+    outer: int = 20
+
+
+def main(settings=None):
+    settings = settings or Settings()
+    record, found = Record(settings.folder / "schedules_from_zero.json", settings), {}
+    for name in ("noise",) if settings.quick else ("mnist", "cifar"):
+        task, outer = task_of(settings, name), 3 if settings.quick else settings.outer
+        rows = {
+            kind: record.once(f"{name}, {kind}", partial(learn, task, kind, outer))
+            for kind in ("greedy", "unshared", "shared", "functional")
+        }
+        rows["off the shelf"] = record.once(f"{name}, off the shelf", partial(shelf, task))
+        record[name] = {kind: row["test"] for kind, row in rows.items()}
+        found[name] = rows
+    record.finish()
+    schedules(settings.folder / "schedules_from_zero.png", found)
+    return found
+
+
+def task_of(settings, name):
+    if settings.quick:
+        return Task(Mlp(), *load(name, 800, 200), steps=40, batch=20)
+    images = load(name, *((60_000, 10_000) if name == "mnist" else (10_000, 2_000)))
+    return Task(Mlp(images[0][0][0].size), *images, steps=settings.steps, batch=128)
+
+
+def schedule(task, hyper):
+    """Rates, one per step."""
+    if isinstance(hyper, dict):  # a sum of cosines
+        t = np.pi * (np.arange(task.steps) + 0.5) / task.steps
+        return sum(x * np.cos(k * t) for k, x in enumerate(hyper.values()))
+    return np.repeat(hyper, task.steps // len(hyper))
+
+
+def learn(task, kind, outer):
+    count = {"shared": 10, "functional": 3}.get(kind, task.steps)
+    start = dict.fromkeys("abc", 0.0) if kind == "functional" else np.zeros(count)
+    losses = {"greedy": next_losses}.get(kind, final_loss)
+
+    found = rg.minimize(
+        lambda hyper, step: losses(task, schedule(task, hyper), step), start,
+        rg.SignDescent(0.1 if kind != "functional" else 0.05), until=outer,
+    )  # fmt: skip
+    rates = schedule(task, found.hyper)
+    return {"rates": rates, "test": score(task, rates), "values": found.values}
+
+
+def optimizer(rates):
+    return rg.Clip(rg.SGD(rg.per_step(rates)), BOUND)
+
+
+def final_loss(task, rates, seed):
+    trained, valid = task.train(optimizer(rates), seed, adjoint=rg.Stored())
+    return task.net.loss(trained, None, valid)
+
+
+def next_losses(task, rates, seed):
+    """What has the greedy slopes as its gradient."""
+    slopes = greedy_slopes(task, rg.stop_gradient(rates), seed, BOUND)
+    return np.sum(rates * slopes)
+
+
+def score(task, rates, seeds=3):
+    """Test accuracy in percent, in the mean over runs on all data."""
+    return np.mean([task.score(optimizer(rates), 900 + k, whole=True) for k in range(seeds)])
+
+
+def shelf(task):
+    """A cosine from the rate that validates best."""
+    shape = 0.5 * (1 + np.cos(np.pi * np.arange(task.steps) / task.steps))
+    tried = [a * shape for a in (0.05, 0.1, 0.2, 0.4, 0.6)]
+    rates = tried[int(np.argmax([task.score(optimizer(rates), 0) for rates in tried]))]
+    return {"rates": rates, "test": score(task, rates)}
+
+
+if __name__ == "__main__":
+    for name, rows in main(tyro.cli(Settings)).items():
+        print(f"{name}: " + ", ".join(f"{kind} {row['test']:.2f} %" for kind, row in rows.items()))

@@ -1,0 +1,108 @@
+"""The experiments of examples/long_horizon run at their smallest sizes, and are gone on with."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import optree
+import pytest
+
+import revgrad as rg
+
+pytest.importorskip("tyro", reason="the examples need `pip install revgrad[examples]`")
+FOLDER = Path(__file__).parents[1] / "examples" / "long_horizon"
+
+
+@pytest.fixture(autouse=True)
+def examples_can_be_imported(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield
+    for name, module in [*sys.modules.items()]:
+        if (getattr(module, "__file__", None) or "").startswith(str(FOLDER)):
+            del sys.modules[name]
+
+
+def run(name, folder, **settings):
+    """(what main returns, the values of its record), run twice: the second time from the record."""
+    example = importlib.import_module(name)
+    chosen = example.Settings(folder, quick=True, **settings)
+    first, values = example.main(chosen), values_in(folder / f"{name}.json")
+    assert (folder / f"{name}.png").stat().st_size > 8_000
+    example.main(chosen)
+    assert values_in(folder / f"{name}.json") == values
+    for what, (_, key) in example.PAPER.items():
+        found = values
+        for part in [key] if key in values else key.split("/"):
+            found = found[part]
+        assert np.isfinite(found), what
+    return first, values
+
+
+def values_in(path):
+    return json.loads(path.read_text(encoding="utf-8"))["values"]
+
+
+def test_gradients_degrade_and_sharing_helps(tmp_path):
+    found, _ = run("gradient_degradation", tmp_path, repeats=4)
+    kinds = found["batches"]  # a mean of 20 fluctuates less
+    assert np.mean(kinds["20"]["std"]) / 20 < 0.7 * np.mean(kinds["1"]["std"])
+    for kinds in found.values():  # what is shared is the sum of what is not
+        total = np.sum(kinds["1"]["mean"])
+        assert np.sum(kinds["20"]["mean"]) == pytest.approx(total, rel=1e-9)
+
+
+def test_schedules_from_zero(tmp_path):
+    found, _ = run("schedules_from_zero", tmp_path)
+    assert {row["test"] > 50 for row in found["noise"].values()} == {True}
+    assert np.ptp(found["noise"]["shared"]["rates"][:4]) == 0
+
+
+def test_table_1(tmp_path):
+    found, values = run("learned_from_zero", tmp_path, seeds=1, outer=4)
+    assert set(found) == {"hand", "random", "greedy", "learned"}
+    outer = values["learned, seed 0"]["outer"]
+    assert len(outer) == 4 and outer[0]["hyper"]["rate"] == [0, 0, 0]
+    assert outer[0]["gradient"]["momentum"] == [0] and min(outer[0]["gradient"]["rate"]) < 0
+    assert outer[1]["value"] < outer[0]["value"]
+    assert not list(tmp_path.glob("*.search"))
+
+
+def test_greedy_slopes_are_those_of_the_next_loss():
+    from greed import greedy_slopes
+    from images import load
+    from nets import Mlp
+    from task import Task
+
+    task = Task(Mlp(), *load("noise", 200, 50), steps=4, batch=20, dtype=np.float64)
+    rates = np.full(4, 0.05)
+    found = greedy_slopes(task, rates, 0, np.inf)
+    train, valid = task.split(0)
+    for t in range(4):
+        loss = lambda rate, t=t: task.net.loss(
+            rg.train(
+                task.net.loss, task.net.params(0, np.float64),
+                rg.SGD(rg.per_step(np.concatenate([rates[:t], [rate]]))),
+                task.batches(train, 0), steps=t + 1, adjoint=rg.Stored(),
+            ), None, valid,
+        )  # fmt: skip
+        ahead, behind = loss(0.05 + 1e-5), loss(0.05 - 1e-5)
+        assert found[t] == pytest.approx((ahead - behind) / 2e-5, rel=1e-5)
+
+
+def test_a_wide_residual_network_has_a_hypergradient():
+    from nets import WideResNet
+    from task import Task
+
+    rng = np.random.default_rng(0)
+    assert sum(map(np.size, optree.tree_leaves(WideResNet().params(0)))) == 175_066
+    data = rng.standard_normal((60, 8, 8, 3)).astype(np.float32), rng.integers(0, 10, 60)
+    task = Task(WideResNet((4, 4, 4, 8), 1), data, data, 3, 10, augment=True, dtype=np.float64)
+    hyper = {"rate": np.array([0.1, 0.05, 0.02]), "momentum": np.array([0.5]), "decay": np.zeros(1)}
+    both = [
+        rg.grad(lambda h, a=a: task.hyperloss(h, 0, a)[0])(hyper)
+        for a in (rg.Forward(), rg.Stored())
+    ]
+    for k in hyper:
+        np.testing.assert_allclose(both[0][k], both[1][k], rtol=1e-9)
