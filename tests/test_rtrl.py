@@ -268,6 +268,21 @@ def test_leaves_of_hyper_learn_if_they_are_named():
     assert len(set(paths["hyper['shift']"])) == 1
 
 
+@pytest.mark.parametrize("one", [0.1, np.float32(0.1), np.array(0.1, np.float32)])
+def test_numbers_of_hyper_keep_their_kind(one):
+    seen = []
+
+    def f(params, h, batch):
+        seen.append(getattr(h, "value", h))
+        return loss(params, hyper_of("float32") | {"shift": h}, batch)
+
+    given = params_of("float32"), rg.SGD(0.1, tuned=(), tuned_by=rtrl(0.1, hyper=True))
+    _, paths = rg.fit(f, *given, batches_of(2, "float32"), hyper=one)  # too short to be recorded
+    assert len(set(paths["hyper"])) == 1 and {type(x) for x in seen} == {type(one)}
+    _, paths = rg.fit(f, *given, batches_of(6, "float32"), hyper=one)
+    assert len(set(paths["hyper"])) == 5  # in the first step nothing is known yet, nor moved
+
+
 def test_what_is_told():
     _, paths = fit(rtrl(1e-3, diagnose=2, every=3), steps=7)
     assert np.isfinite(paths["valid loss"]).tolist() == [False] * 3 + [True, False, False, True]

@@ -45,8 +45,8 @@ class Basis:
                 found += [(None, slice(k, k + 1)) for k in range(span.start, span.stop)]
         return found
 
-    def direction(self, _name, span):
-        """Tangents of all numbers of a span together."""
+    def together(self, span):
+        """Tangents of all numbers of a span, moved alike."""
         ones = np.zeros(self.size)
         ones[span] = 1
         return self.along(ones)
@@ -77,7 +77,9 @@ def like(flat, leaves):
     found, lo = [], 0
     for x in leaves:
         hi = lo + np.size(x)
-        part = flat[lo:hi].reshape(np.shape(x))
-        found.append(part.astype(x.dtype)[()] if hasattr(x, "dtype") else float(part))
+        part = flat[lo:hi].reshape(np.shape(x)).astype(np.result_type(x))
         lo = hi
+        if not isinstance(x, np.ndarray):  # a number, NumPy's or Python's
+            part = float(part) if type(x) is float else part[()]
+        found.append(part)
     return found

@@ -74,8 +74,8 @@ class Shared(Exact):
         self.rows = Rows(len(self.names), state)
 
     def follow(self, push, _t):
-        for k, (name, span) in enumerate(self.names):
-            self.rows[k] = push(self.rows[k], *self.basis.direction(name, span))
+        for k, (_, span) in enumerate(self.names):
+            self.rows[k] = push(self.rows[k], *self.basis.together(span))
 
     def slope(self, ct):
         out = np.empty(self.basis.size)

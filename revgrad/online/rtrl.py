@@ -59,7 +59,8 @@ class RTRL(Tuner):
     Time: a validation gradient and a Hessian product for each number that learns (or row that is
     carried) per step; memory: a vector like the optimizer's state for each. `Paths` has "valid
     loss" and "influence of NAME", the Frobenius norm of d params / d NAME, besides what learns.
-    With transforms, influences are of the raw numbers.
+    With transforms, influences and bounds are of the raw numbers; factors near 1, as Adam's b1 and
+    b2, want one ("sigmoid").
     Raises, in `fit`: NotFinite where an influence grows without bound; TypeError, ValueError.
     Source: Im, Savin and Cho 2021.
     """
