@@ -22,7 +22,7 @@ import numpy.typing as npt
 from gmpy2 import log2, mpz
 
 from revgrad import files
-from revgrad._ext import kernel
+from revgrad._ext import homes, kernel_of, tail_beside
 from revgrad._ext.reference import LOW, Stuck, empty_buffer
 from revgrad.errors import BufferEmpty, FixedOverflow, RatioRefused
 from revgrad.ratio import Ratio
@@ -67,6 +67,9 @@ class Tail:
     memory_limit: bytes of sealed segments kept in memory; older ones go to a private file without
     a name in `directory` and are checked when they come back.
     """
+
+    chunk = property(lambda self: CHUNK)  # elements per kernel call
+    threads = True
 
     __slots__ = (
         "_checks", "_file", "borrowed", "count", "directory", "lent", "memory_limit", "open",
@@ -161,6 +164,15 @@ class Tail:
             self.count, wanted = self.count - part, wanted - part
         return out
 
+    def after(self, count: int, keep: bool) -> int:
+        """The stack after a kernel call holds `count` words; returns how many are dropped."""
+        self.count = count if keep else 0
+        return 0 if keep else count
+
+    def on_host(self) -> Tail:
+        """All words, where Python reads them."""
+        return self
+
     def copy(self) -> Tail:
         twin = Tail(self.memory_limit, self.directory)
         twin.open, twin.count = self.open[: self.count].copy(), self.count
@@ -236,9 +248,9 @@ def _unsealed(segment: mpz) -> npt.NDArray[np.uint16]:
 class InformationBuffer:
     """Keeps what multiplying a vector by ratios destroys: log2(d/n) bits per element and step.
 
-    size: elements of the vector. heads: uint32 in [2**16, 2**32), one per element; they start at
-        first_heads(size). Elements go in index order, so slices of one vector may be multiplied
-        apart, and undone in the opposite order.
+    size: elements of the vector. heads: uint32 in [2**16, 2**32), one per element, where `like` is
+        (None: NumPy); they start at first_heads(size). Elements go in index order, so slices of one
+        vector may be multiplied apart, and undone in the opposite order.
     keep=False: heads move alike, but words are counted and dropped; then only `restore` goes back.
     memory_limit, directory: sealed words beyond so many bytes go to a temporary file there.
     A ratio above 1 takes words back, and zeros once there are none; from then on the buffer cannot
@@ -254,10 +266,11 @@ class InformationBuffer:
         keep: bool = True,
         memory_limit: int | None = None,
         directory: Any = None,
+        like: Any = None,
     ) -> None:
-        self.heads = first_heads(size)
+        self.heads = homes.beside(first_heads(size), like)
         self.keep = keep
-        self._tail = Tail(memory_limit, directory)
+        self._tail = tail_beside(self.heads, Tail(memory_limit, directory), keep)
         self._dropped = 0
 
     def multiply(self, x: Int64s, ratio: Ratio, lo: int = 0) -> None:
@@ -303,18 +316,24 @@ class InformationBuffer:
 
     def _retreat(self, x: Int64s, heads: Heads, ratio: Ratio, lend: bool) -> None:
         """Divide all elements, from the last; lend: zeros where words are wanting."""
+        if lend and not self._tail.threads:
+            raise RatioRefused(
+                "a ratio above 1 takes zeros from under the words, which the GPU's kernel cannot; "
+                "train NumPy arrays, or pass adjoint=Stored()."
+            )
         self._tail.lent |= lend
         if not lend and self._retreat_in_threads(x, heads, ratio):
             return
         tail = self._tail
-        for start in reversed(range(0, len(x), CHUNK)):
-            part = slice(start, start + CHUNK)
+        for start in reversed(range(0, len(x), tail.chunk)):
+            part = slice(start, start + tail.chunk)
             ratios = _columns(ratio, part, x)
             (tail.borrow if lend else tail.require)(len(x[part]))
+            divide_by = kernel_of(x).divide_by
             try:
-                tail.count = kernel.divide_by(x[part], heads[part], ratios, tail.open, tail.count)
+                tail.count = divide_by(x[part], heads[part], ratios, tail.open, tail.count)
             except Stuck as error:
-                self._advance(x, heads, ratio, start + CHUNK)
+                self._advance(x, heads, ratio, start + tail.chunk)
                 raise empty_buffer(start + error.index) from None
             finally:
                 tail.give_back()
@@ -324,15 +343,16 @@ class InformationBuffer:
         tail = self._tail
         if first == 0 and self._advance_in_threads(x, heads, ratio):
             return
-        for start in range(first, len(x), CHUNK):
-            part = slice(start, start + CHUNK)
+        multiply_by = kernel_of(x).multiply_by
+        for start in range(first, len(x), tail.chunk):
+            part = slice(start, start + tail.chunk)
             ratios = _columns(ratio, part, x)
             tail.reserve(len(x[part]))
-            self.take_back(kernel.multiply_by(x[part], heads[part], ratios, tail.open, tail.count))
+            self.take_back(multiply_by(x[part], heads[part], ratios, tail.open, tail.count))
 
     def _advance_in_threads(self, x: Int64s, heads: Heads, ratio: Ratio) -> bool:
         """Multiply spans at once and put their words down in order; False for small vectors."""
-        spans = _spans(len(x))
+        spans, kernel = self._spans(x), kernel_of(x)
         if len(spans) < 2:
             return False
 
@@ -352,7 +372,7 @@ class InformationBuffer:
     def _retreat_in_threads(self, x: Int64s, heads: Heads, ratio: Ratio) -> bool:
         """Divide spans at once, each with its own words; False, with nothing changed, where the
         vector is small or some element refuses."""
-        spans = _spans(len(x))
+        spans, kernel = self._spans(x), kernel_of(x)
         if len(spans) < 2:
             return False
         count = lambda part: kernel.count_pops_by(x[part], heads[part], _columns(ratio, part, x))
@@ -380,6 +400,9 @@ class InformationBuffer:
         self._tail.push(words)
         return False
 
+    def _spans(self, x: Int64s) -> list[slice]:
+        return _spans(len(x)) if self._tail.threads else []
+
     def lend(self, elements: int, popping: bool) -> tuple[Any, int, int]:
         """(stack, count, room for a word per element), for a kernel call on so many <= CHUNK."""
         if popping:
@@ -391,9 +414,7 @@ class InformationBuffer:
 
     def take_back(self, count: int) -> None:
         """The stack after the call holds `count` words."""
-        self._tail.count = count
-        if not self.keep:
-            self._dropped, self._tail.count = self._dropped + count, 0
+        self._dropped += self._tail.after(count, self.keep)
         self._tail.give_back()
 
     @property
@@ -404,7 +425,7 @@ class InformationBuffer:
     @property
     def bits(self) -> float:
         """Bits in use: 16 * words + sum log2(head / first head); 0 at the start."""
-        grown = np.log2(self.heads) - np.log2(first_heads(len(self.heads)))
+        grown = np.log2(homes.to_host(self.heads)) - np.log2(first_heads(len(self.heads)))
         return 16.0 * self.words + float(grown.sum())
 
     @property
@@ -425,7 +446,7 @@ class InformationBuffer:
         digest = blake2b(digest_size=16)
         digest.update(self.heads.astype("<u4").tobytes())
         digest.update(self.words.to_bytes(8, "little", signed=True))
-        self._tail.feed(digest)
+        self._tail.on_host().feed(digest)
         return digest.digest()
 
     def snapshot(self) -> tuple[Heads, int, Tail]:
@@ -439,33 +460,39 @@ class InformationBuffer:
         self._tail = tail.copy()
 
     def copy(self) -> InformationBuffer:
-        twin = InformationBuffer(len(self.heads), keep=self.keep)
+        twin = InformationBuffer(len(self.heads), keep=self.keep, like=self.heads)
         twin.restore(self.snapshot())
         return twin
 
     def parts(self) -> Parts:
         """What a file keeps: see `rebuilt`."""
+        tail = self._tail.on_host()
+        dropped = self.words - tail.words
         facts = {
-            "dropped": self._dropped, "lent": int(self._tail.lent), "keep": int(self.keep),
-            "borrowed": self._tail.borrowed,
+            "dropped": dropped, "lent": int(tail.lent), "keep": int(self.keep),
+            "borrowed": tail.borrowed,
         }  # fmt: skip
-        held = 2 * (self._tail.segments * SEALED + self._tail.count)
+        held = 2 * (tail.segments * SEALED + tail.count)
         heads = self.heads.astype("<u4").tobytes()
         tensors = [("heads", "U32", len(heads)), ("words", "U16", held)]
-        return facts, tensors, itertools.chain([heads], self._tail.pieces())
+        return facts, tensors, itertools.chain([heads], tail.pieces())
 
     @classmethod
     def rebuilt(
-        cls, facts: dict, pieces: Any, *, memory_limit: int | None = None, directory: Any = None
-    ) -> InformationBuffer:
+        cls, facts: dict, pieces: Any, *, memory_limit: int | None = None, directory: Any = None,
+        like: Any = None,
+    ) -> InformationBuffer:  # fmt: skip
         """The buffer of which these are the parts; pieces(name, most) yields a tensor's bytes."""
-        buffer = cls(0, memory_limit=memory_limit, directory=directory)
-        heads = b"".join(pieces("heads", 2**20))
-        buffer.heads = np.frombuffer(heads, "<u4").astype(np.uint32)
+        heads = np.frombuffer(b"".join(pieces("heads", 2**20)), "<u4").astype(np.uint32)
+        keep = bool(facts["keep"])
+        limits = {"memory_limit": memory_limit, "directory": directory}
+        buffer = cls(len(heads), keep=keep, like=like, **limits)
+        buffer.heads[:] = homes.beside(heads, like)
         for piece in pieces("words", 2 * CHUNK):
             buffer._tail.push(np.frombuffer(piece, "<u2").astype(np.uint16))
-        buffer.keep, buffer._tail.lent = bool(facts["keep"]), bool(facts["lent"])
-        buffer._dropped, buffer._tail.borrowed = facts["dropped"], facts["borrowed"]
+        buffer._dropped = facts["dropped"]
+        if facts["lent"]:
+            buffer._tail.lent, buffer._tail.borrowed = True, facts["borrowed"]
         return buffer
 
     def save(self, path: Any) -> None:
@@ -497,7 +524,7 @@ class BignumBuffer:
 
     __slots__ = ("_digits", "keep")
 
-    def __init__(self, size: int, *, keep: bool = True) -> None:
+    def __init__(self, size: int, *, keep: bool = True, like: Any = None) -> None:
         self.keep = keep
         self._digits = [mpz(0)] * size
 
@@ -524,7 +551,7 @@ class BignumBuffer:
             digits.append(digit)
             if not -(2**63) <= moved[i] < 2**63:
                 raise _left_int64(undo, i, n[i], d[i])
-        x[:] = moved
+        x[:] = homes.beside(np.array(moved, np.int64), x)
         self._digits[lo : lo + len(x)] = digits
 
     @property
@@ -567,7 +594,7 @@ class BignumBuffer:
         return {"keep": int(self.keep)}, tensors, content
 
     @classmethod
-    def rebuilt(cls, facts: dict, pieces: Any) -> BignumBuffer:
+    def rebuilt(cls, facts: dict, pieces: Any, *, like: Any = None) -> BignumBuffer:
         """The buffer of which these are the parts; pieces(name, most) yields a tensor's bytes."""
         lengths = np.frombuffer(b"".join(pieces("lengths", 2**20)), "<i8").tolist()
         digits = io.BytesIO(b"".join(pieces("digits", 2**20)))
@@ -610,7 +637,7 @@ def _belonging(heads: Heads, x: Int64s, lo: int) -> Heads:
 
 
 def _check_vector(x: Int64s, size: int, lo: int) -> None:
-    if not (isinstance(x, np.ndarray) and x.dtype == np.int64 and x.ndim == 1):
+    if not (getattr(x, "dtype", None) == np.int64 and x.ndim == 1):
         raise TypeError("x must be an int64 vector; pass FixedArray.values or a slice of it.")
     if not x.flags.c_contiguous:
         raise ValueError("x is not contiguous; pass a copy and put the result back.")
@@ -639,7 +666,7 @@ def _at(ratio: Ratio, index: int) -> tuple[int, int]:
 def _columns(ratio: Ratio, part: slice, x: Int64s) -> Any:
     """The kernel's ratios for a part of x."""
     lo, hi, _ = part.indices(len(x))
-    return ratio.columns.part(lo, hi)
+    return ratio.columns_in(kernel_of(x)).part(lo, hi)
 
 
 # Threads: a vector is cut into as many spans, whose words are put down in index order.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from revgrad._ext import fused as plans
-from revgrad._ext import kernel
+from revgrad._ext import homes, kernel, kernel_of
 from revgrad._ext.reference import D_MAX, empty_buffer
 from revgrad.buffer import CHUNK, BignumBuffer, InformationBuffer
 from revgrad.errors import BufferEmpty, FixedOverflow, RatioRefused
@@ -74,19 +73,19 @@ class FixedArray:
         """
         _check_bits(fraction_bits)
         flat = _real_vector(reals)
-        values = np.zeros(flat.shape, np.int64)
-        bad = kernel.encode(flat, fraction_bits, values)
+        values = np.zeros_like(flat, dtype=np.int64)
+        bad = kernel_of(flat).encode(flat, fraction_bits, values)
         if bad >= 0:
             raise _overflow(f"{flat[bad]!s} cannot be encoded", bad, fraction_bits)
         return cls(values, fraction_bits)
 
-    def decode(self, dtype: npt.DTypeLike = np.float64, out: Reals | None = None) -> Reals:
+    def decode(self, dtype: npt.DTypeLike = np.float64, out: Any = None) -> Any:
         """values * 2**-fraction_bits, rounded to float64 and then to dtype, or to that of `out`."""
         if out is None:
-            out = np.empty(self.values.shape, dtype)
+            out = np.empty_like(self.values, dtype=dtype)
         if out.dtype not in (np.float32, np.float64) or not out.flags.c_contiguous:
             raise TypeError(f"out is {out.dtype}; pass a contiguous float32 or float64 array.")
-        kernel.decode(self.values, self.fraction_bits, out.reshape(-1))
+        kernel_of(self.values).decode(self.values, self.fraction_bits, out.reshape(-1))
         return out
 
     def add(self, delta: npt.ArrayLike) -> None:
@@ -103,7 +102,7 @@ class FixedArray:
 
     def _add(self, delta: npt.ArrayLike, sign: int) -> None:
         flat = self._broadcast(delta)
-        bad = kernel.add_floats(self.values, flat, self.fraction_bits, sign)
+        bad = kernel_of(self.values).add_floats(self.values, flat, self.fraction_bits, sign)
         if bad >= 0:
             value = float(self.values[bad]) * 2.0**-self.fraction_bits
             operator = "+" if sign > 0 else "-"
@@ -158,7 +157,7 @@ class FixedArray:
     @property
     def largest(self) -> float:
         """The largest magnitude, as a real number."""
-        ends = np.max(self.values, initial=0), np.min(self.values, initial=0)
+        ends = (np.max(self.values), np.min(self.values)) if len(self.values) else (0,)
         return max(abs(int(end)) for end in ends) * 2.0**-self.fraction_bits
 
     def view(self, lo: int, hi: int) -> FixedArray:
@@ -171,10 +170,11 @@ class FixedArray:
     def _broadcast(self, reals: npt.ArrayLike) -> Reals:
         flat = _real_vector(reals)
         if np.ndim(reals) == 0:
-            return np.full(self.values.shape, flat[0])
+            same: Any = np.full_like(self.values, flat[0], dtype=flat.dtype)
+            return same
         if len(flat) != len(self.values):
             raise ValueError(f"{len(flat)} reals for {len(self.values)} values; pass as many.")
-        return flat
+        return homes.beside(flat, self.values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +227,8 @@ class FusedStep:
         self.statements, self.variables, self.buffers = statements, variables, buffers
         self.undone, self.pull, self.wanted = undone, pull, wanted
         self.pulled = (statements if undone else statements[::-1]) if pulled is None else pulled
-        self.size = len(next(iter(variables.values())).values)
+        first = next(iter(variables.values())).values
+        self.size, self.kernel = len(first), kernel_of(first)
         self.segments = np.array([self.size] if segments is None else segments, np.int64)
         _check_segments(self.segments, self.size)
         self._scaled = list(dict.fromkeys(s.target for s in statements if hasattr(s, "by")))
@@ -295,7 +296,9 @@ class FusedStep:
             self._plans[key] = self._planned(reads, ratios, emit, into)
         return self._plans[key]
 
-    def _planned(self, reads: dict, ratios: dict, emit: dict, into: dict) -> _Bound | None:
+    def _planned(
+        self, reads: dict, ratios: dict, emit: dict, into: dict, taken_back: bool = True
+    ) -> _Bound | None:
         words = all(isinstance(b, InformationBuffer) for b in self.buffers.values())
         vectors = {
             name: KINDS.get(x.dtype, -1)
@@ -320,15 +323,19 @@ class FusedStep:
                 self.statements, list(self.variables), self._scaled, vectors, out, self.undone,
                 self.pulled if self.pull is not None else (), self.pull, targets, self.wanted,
             )  # fmt: skip
+            if not (taken_back and getattr(self.kernel, "RESTORES", False)):
+                return _Bound(plan, self)
+            # the kernel itself takes back what it did, where something refuses
+            inverse = self._inverse()._planned(reads, ratios, {}, {}, taken_back=False)
+            return inverse and _Bound(plan, self, inverse)
         except plans.NotFusible:
             return None
-        return _Bound(plan, self)
 
     def _in_chunks(self, bound: _Bound, reads: dict, ratios: dict, lo: int, hi: int) -> None:
         """Execute on blocks lo to hi."""
-        starts = range(lo, hi, CHUNK_BLOCKS)
+        starts = range(lo, hi, bound.chunk)
         for start in reversed(starts) if self.undone else starts:
-            end = min(start + CHUNK_BLOCKS, hi)
+            end = min(start + bound.chunk, hi)
             refused = bound.run(start, end)
             if refused is not None:
                 self._restore(bound, refused, reads, ratios, (lo, hi))
@@ -342,7 +349,7 @@ class FusedStep:
         error = self._error(self.statements[done], reads, bound, at, element)
         if isinstance(error, FixedOverflow):
             error.target = self.statements[done].target
-        if not all(buffer.keep for buffer in self.buffers.values()):
+        if bound.inverse is not None or not all(b.keep for b in self.buffers.values()):
             raise error
         self._inverse(done).again(reads, ratios, at, at + 1)
         if self.undone:
@@ -490,14 +497,18 @@ def _blocks(ends: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDA
 class _Bound:
     """A plan with the arrays it works on."""
 
-    def __init__(self, plan: Any, step: FusedStep) -> None:
-        self.plan, self.step = plan, weakref.proxy(step)
+    def __init__(self, plan: Any, step: FusedStep, inverse: _Bound | None = None) -> None:
+        self.plan, self.inverse = plan, inverse
+        self.segments, self.pull, self.undone = step.segments, step.pull, step.undone
         self.starts, owner = _blocks(step.segments)
         self.blocks = len(owner)
-        self.kernel = kernel.Fused(
+        self.chunk = self.blocks if inverse else CHUNK_BLOCKS
+        self.of = step.kernel
+        self.kernel = self.of.Fused(
             plan.operations, plan.kinds, plan.registers, self.starts, owner, len(plan.sums),
-            step.undone,
+            step.undone, *([inverse.kernel] if inverse else []),
         )  # fmt: skip
+        self._like = next(iter(step.variables.values())).values
         for k, fixed in enumerate(step.variables.values()):
             self.kernel.variable(k, fixed.values, fixed.fraction_bits)
         self.buffers: list[Any] = [step.buffers[name] for name in plan.scaled]
@@ -522,12 +533,15 @@ class _Bound:
         for k, name in enumerate(self.plan.scaled):
             ratio = ratios[name]
             if self.ratios[k] is not ratio:
-                many = isinstance(ratio, Segments)
-                self.kernel.buffer(k, self.buffers[k].heads, _ratio(ratio).columns, many)
+                many, columns = isinstance(ratio, Segments), _ratio(ratio).columns_in
+                columns = columns(self.of)
+                self.kernel.buffer(k, self.buffers[k].heads, columns, many)
                 self.ratios[k] = ratio
+        if self.inverse is not None:
+            self.inverse.set(reads, ratios, {}, {}, {})
 
     def _numbers(self, reads: dict, ratios: dict) -> dict:
-        if self.step.pull is None:
+        if self.pull is None:
             return reads
         return reads | {f"factor {name}": _factor(x) for name, x in ratios.items()}
 
@@ -535,7 +549,7 @@ class _Bound:
         if what == "factor":
             return array.value
         if array is None and what == "into":
-            return np.empty(self.step.size)
+            return np.empty_like(self._like, dtype=np.float64)
         if array is None:
             raise ValueError(f"{name!r} is not given; pass cotangents of every variable.")
         if what != "read" and not (array.flags.c_contiguous and array.flags.writeable):
@@ -547,7 +561,7 @@ class _Bound:
     def run(self, lo: int, hi: int) -> Any:
         elements = int(self.starts[hi] - self.starts[lo])
         for k, buffer in enumerate(self.buffers):
-            self.kernel.words(k, *buffer.lend(elements, self.step.undone))
+            self.kernel.words(k, *buffer.lend(elements, self.undone))
         refused = self.kernel.run(lo, hi)
         for k, buffer in enumerate(self.buffers):
             buffer.take_back(self.kernel.count(k))
@@ -555,7 +569,7 @@ class _Bound:
 
     def found(self, reads: dict, ratios: dict) -> dict[str, Any]:
         """The cotangents of what was read."""
-        count = len(self.step.segments)
+        count = len(self.segments)
         sums = dict(zip(self.plan.sums, self.kernel.sums(count), strict=True))
         values = self.plan.late(_plain(self._numbers(reads, ratios)), sums)
         found: dict[str, Any] = {}
@@ -577,12 +591,11 @@ def _check_bits(fraction_bits: int) -> None:
 
 def _real_vector(reals: Any) -> Reals:
     """A contiguous float32 or float64 vector; other real dtypes become float64."""
-    given = np.asarray(reals)
+    given = homes.real_array(reals)
     if given.dtype.kind not in "fiub":
         raise TypeError(f"real numbers are wanted, not {given.dtype}.")
-    if given.dtype == np.float32:
-        return np.ascontiguousarray(given, dtype=np.float32).reshape(-1)
-    return np.ascontiguousarray(given, dtype=np.float64).reshape(-1)
+    kind = np.float32 if given.dtype == np.float32 else np.float64
+    return np.ravel(given.astype(kind, copy=False))
 
 
 def _overflow(came: str, index: int, fraction_bits: int) -> FixedOverflow:

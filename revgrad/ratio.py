@@ -79,16 +79,17 @@ class Ratio:
     def __hash__(self) -> int:
         return hash((self.n, self.d))  # arrays have no hash, and say so
 
-    @property
-    def columns(self) -> Any:
+    def columns_in(self, kernel: Any) -> Any:
         """The kernel's Ratios: n and d as it reads them fastest, checked and copied once.
 
         Requires narrow.
         """
-        if not self._columns:
-            n, d = (k if isinstance(k, int) else k.reshape(-1) for k in (self.n, self.d))
-            self._columns.append(kernel.Ratios(n, d, np.size(n)))
-        return self._columns[0]
+        for owner, columns in self._columns:
+            if owner is kernel:
+                return columns
+        n, d = (k if isinstance(k, int) else k.reshape(-1) for k in (self.n, self.d))
+        self._columns.append((kernel, kernel.Ratios(n, d, np.size(n))))
+        return self._columns[-1][1]
 
     @property
     def rows(self) -> list[Ratio]:
@@ -97,7 +98,7 @@ class Ratio:
         made = []
         for k in range(len(self.n)):
             span = width * k, width * (k + 1)
-            columns = [self.columns.part(*span)] if self.narrow else []
+            columns = [(kernel, self.columns_in(kernel).part(*span))] if self.narrow else []
             row, own = object.__new__(Ratio), None if self.given is None else values[k]
             has = (self.n[k], self.d[k], own, self.narrow, self._order, columns, [values[k]], [])
             for name, value in zip(self.__slots__, has, strict=True):

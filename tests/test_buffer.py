@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from revgrad import _ext
 from revgrad import buffer as module
 from revgrad._ext import kernel
 from revgrad._ext.reference import D_MAX, LOW, WORD
@@ -748,7 +749,7 @@ def test_a_planted_fault_in_the_kernel_is_caught_by_the_round_trip():
 
     planted = mock.Mock(wraps=kernel)
     planted.multiply_by = forgets_a_spill
-    with mock.patch.object(module, "kernel", planted), pytest.raises((AssertionError, BufferEmpty)):
+    with mock.patch.object(_ext, "kernel", planted), pytest.raises((AssertionError, BufferEmpty)):
         check_round_trip(InformationBuffer(20), large_vector(20), [Ratio(1, 1000)] * 20)
 
 

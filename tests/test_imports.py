@@ -210,7 +210,7 @@ def test_a_module_without_a_place_is_caught(tmp_path, module):
 
 
 # Modules that are imported when the package that they are about is there.
-ABOUT = {"rules.special": {"scipy"}, "scipy": {"scipy"}}
+ABOUT = {"rules.special": {"scipy"}, "scipy": {"scipy"}, "_ext.cuda": {"cupy"}}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)

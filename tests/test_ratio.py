@@ -10,6 +10,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from revgrad._ext import kernel
 from revgrad._ext.reference import D_MAX, WORD, usable
 from revgrad.errors import RatioRefused
 from revgrad.ratio import D_FAST, TOLERANCE, Ratio
@@ -244,10 +245,11 @@ def test_a_ratio_cannot_be_changed():
 
 def test_columns_are_made_once_and_a_copy_makes_its_own():
     ratio = Ratio.of(np.array([0.9, 0.25]))
-    assert ratio.columns is ratio.columns and ratio.parts[0] is ratio
+    columns = ratio.columns_in(kernel)
+    assert ratio.columns_in(kernel) is columns and ratio.parts[0] is ratio
     assert ratio.value is ratio.value and not ratio.value.flags.writeable
     twin = pickle.loads(pickle.dumps(ratio))
-    assert twin == ratio and twin.columns is not ratio.columns
+    assert twin == ratio and twin.columns_in(kernel) is not columns
     whole = Ratio(np.array([3, 4]), np.array([3, 4]))
     assert whole.parts == (None, None) and Ratio(7, 7).parts == (None, None)
 

@@ -1,4 +1,4 @@
-"""The compiled kernel or its plain twin: the one place that looks at the kind of array."""
+"""The compiled kernel, its plain twin or a GPU's: the one place that looks at the kind of array."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import importlib
 import os
 from typing import Any
 
-__all__ = ["kernel"]
+from revgrad._ext.homes import is_away
+
+__all__ = ["kernel", "kernel_of", "tail_beside"]
 
 
 def _load() -> Any:
@@ -24,3 +26,13 @@ def _load() -> Any:
 
 
 kernel = _load()
+
+
+def kernel_of(x: Any) -> Any:
+    """The kernel for arrays of x's kind."""
+    return importlib.import_module("revgrad._ext.cuda") if is_away(x) else kernel
+
+
+def tail_beside(x: Any, tail: Any, keep: bool) -> Any:
+    """The tail itself, or one whose top is where x is."""
+    return kernel_of(x).Stack(tail, len(x), keep) if is_away(x) else tail

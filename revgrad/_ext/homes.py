@@ -1,4 +1,4 @@
-"""Where SciPy's functions are for arrays that they do not take: the one table of such kinds.
+"""Kinds of arrays that are not NumPy's: the one table of them, and how to come and go.
 
 CuPy answers NumPy's protocols; SciPy's functions ask none, and its ufuncs CuPy does not know.
 """
@@ -46,3 +46,36 @@ def at_home(function: Callable[..., Any], module: str) -> Callable[..., Any]:
 
 
 PLAIN = (np.ndarray, np.generic)
+
+
+def is_away(x: Any) -> bool:
+    """Whether x is an array of a kind that has a home."""
+    return type(x).__module__.partition(".")[0] in HOMES
+
+
+def module_of(x: Any) -> Any:
+    """The module that makes arrays of x's kind: NumPy, for all that has no home."""
+    name = type(x).__module__.partition(".")[0]
+    return import_module(name) if name in HOMES else np
+
+
+def to_host(x: Any) -> Any:
+    """x as NumPy has it: its entries copied, if it is away; else np.asarray."""
+    return module_of(x).asnumpy(x) if is_away(x) else np.asarray(x)
+
+
+def beside(x: Any, like: Any) -> Any:
+    """x as an array where `like` is; x itself, if it is there."""
+    if is_away(like):
+        return x if is_away(x) else module_of(like).asarray(np.asarray(x))
+    return to_host(x) if is_away(x) else x
+
+
+def real_array(x: Any) -> Any:
+    """x, or what np.asarray makes of what is no array."""
+    return x if is_away(x) else np.asarray(x)
+
+
+def put(total: Any, at: Any, x: Any) -> None:
+    """total[at] += x, wherever either is."""
+    total[at] += beside(x, total)

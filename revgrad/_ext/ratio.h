@@ -13,17 +13,25 @@
 #ifndef REVGRAD_RATIO_H
 #define REVGRAD_RATIO_H
 
-#ifdef __CUDACC_RTC__
+#ifdef __CUDACC__
+#ifdef __CUDACC_RTC__ /* which has no headers */
 typedef long long int64_t;
 typedef unsigned long long uint64_t;
 typedef int int32_t;
 typedef unsigned int uint32_t;
 typedef unsigned short uint16_t;
+#else
+#include <stdint.h>
+#endif
 #define RATIO_INLINE static __device__ inline
 #define RATIO_HIGH(a, b) __umul64hi(a, b)
 #else
 #include <stdint.h>
+#ifdef __cplusplus
+#include <math.h>
+#else
 double rint(double); /* C99 7.1.4: a library function may be declared without its header */
+#endif
 #define RATIO_INLINE static inline
 #ifdef __SIZEOF_INT128__
 #define RATIO_HIGH(a, b) ((uint64_t)(((unsigned __int128)(a) * (b)) >> 64))

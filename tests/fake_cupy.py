@@ -1,0 +1,347 @@
+"""As much of CuPy as revgrad uses, on a CPU: arrays that refuse NumPy, kernels compiled by g++.
+
+`installed()` puts it in CuPy's place. Kernels run in the fibers of cuda_shim.h. What CuPy does
+later is done as late as its order allows: a copy that nobody waited for has not happened yet.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import types
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import numpy as np
+import optree
+import pytest
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+HERE = Path(__file__).parent
+BUILT = Path(tempfile.gettempdir()) / "revgrad-twins"
+FLAGS = ["-O1", "-shared", "-fPIC", "-fwrapv", "-ffp-contract=off", "-fno-strict-aliasing"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function",
+            "-Wno-sign-compare", "-Wno-unused-parameter", "-Wno-unused-but-set-variable",
+            "-Wno-unused-variable"]  # fmt: skip
+PARAMETERS = {
+    "int64_t": (np.int64, ctypes.c_int64), "uint64_t": (np.uint64, ctypes.c_uint64),
+    "double": (np.float64, ctypes.c_double),
+}  # fmt: skip
+POINTERS = {
+    "int64_t": np.int64, "int32_t": np.int32, "uint32_t": np.uint32, "uint16_t": np.uint16,
+    "double": np.float64, "float": np.float32,
+}  # fmt: skip
+SCALARS = (int, float, complex, np.generic)
+
+
+class ndarray(NDArrayOperatorsMixin):
+    """An array on the "device": `home` is the NumPy array that stands for its memory."""
+
+    def __init__(self, home):
+        self.home = np.asarray(home)
+
+    dtype = property(lambda self: self.home.dtype)
+    shape = property(lambda self: self.home.shape)
+    ndim = property(lambda self: self.home.ndim)
+    size = property(lambda self: self.home.size)
+    strides = property(lambda self: self.home.strides)
+    itemsize = property(lambda self: self.home.itemsize)
+    nbytes = property(lambda self: self.home.nbytes)
+    flags = property(lambda self: self.home.flags)
+    T = property(lambda self: ndarray(self.home.T))
+    __hash__ = object.__hash__
+
+    def __array__(self, *_, **__):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Use `.get()`.")
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        given = [*inputs, *options.get("out", ())]
+        if not all(isinstance(x, (ndarray, *SCALARS)) for x in given):
+            return NotImplemented
+        if "out" in options:
+            options["out"] = tuple(_home(x) for x in options["out"])
+        found = getattr(ufunc, method)(*map(_home, inputs), **options)
+        return given[len(inputs)] if "out" in options else _array(found)
+
+    def __array_function__(self, function, kinds, args, options):
+        if not all(issubclass(kind, ndarray) for kind in kinds):
+            return NotImplemented
+        for name in ("initial", "where"):
+            if name in options and function is not np.copyto:
+                raise TypeError(f"cupy.{function.__name__}() has no {name!r}")
+        args, options = optree.tree_map(_home, (args, options))
+        return _array(function(*args, **options))
+
+    def __getitem__(self, index):
+        _refuse_numpy(index)
+        return _array(self.home[optree.tree_map(_home, index)])
+
+    def __setitem__(self, index, value):
+        if isinstance(value, np.ndarray) and value.ndim:
+            raise TypeError("an array of NumPy cannot be put into one of CuPy")
+        self.home[optree.tree_map(_home, index)] = _home(value)
+
+    def __len__(self):
+        return len(self.home)
+
+    __bool__ = lambda self: bool(self.home)
+    __float__ = lambda self: float(self.home)
+    __int__ = lambda self: int(self.home)
+    __index__ = lambda self: self.home.__index__()
+    __iter__ = lambda self: map(_array, self.home)
+
+    def get(self, stream=None, order="C", out=None, blocking=True):
+        if out is None:
+            return self.home.copy()
+        if blocking or stream is None:
+            out[...] = self.home
+        else:
+            stream.todo.append(lambda: np.copyto(out, self.home))
+        return out
+
+    def set(self, values, stream=None):
+        self.home[...] = values
+
+    def __getattr__(self, name):
+        if name not in METHODS:
+            raise AttributeError(f"cupy.ndarray has no {name} here")
+
+        def method(*args, **options):
+            args, options = optree.tree_map(_home, (args, options))
+            return _array(getattr(self.home, name)(*args, **options))
+
+        return method
+
+    def tobytes(self, order="C"):
+        return self.home.tobytes(order)
+
+    def tolist(self):
+        return self.home.tolist()
+
+    def fill(self, value):
+        self.home.fill(value)
+
+    def __copy__(self):
+        return ndarray(self.home.copy())
+
+    def __deepcopy__(self, _memo):
+        return ndarray(self.home.copy())
+
+    def __repr__(self):
+        return f"cupy{self.home!r}"
+
+
+METHODS = {
+    "all", "any", "argmax", "argmin", "astype", "clip", "conj", "copy", "cumsum", "dot", "item",
+    "max", "mean", "min", "ravel", "reshape", "squeeze", "std", "sum", "swapaxes", "take",
+    "transpose", "var", "view",
+}  # fmt: skip
+ndarray.__module__, ndarray.__qualname__ = "cupy", "ndarray"
+
+
+def _home(x):
+    return x.home if isinstance(x, ndarray) else x
+
+
+def _array(tree):
+    arrays = (np.ndarray, np.generic)
+    return optree.tree_map(lambda x: ndarray(x) if isinstance(x, arrays) else x, tree)
+
+
+def _refuse_numpy(index):
+    for x in index if isinstance(index, tuple) else (index,):
+        if isinstance(x, np.ndarray) and x.ndim:
+            raise TypeError("an index that is an array of NumPy, which would be copied at each use")
+
+
+class RawModule:
+    """Kernels, by the text that NVRTC would be given."""
+
+    def __init__(self, *, code, options):
+        assert "--fmad=false" in options, "fused multiply-adds change bits"
+        self.library = built(code)
+        found = re.findall(r'extern "C" __global__ void (?:__launch\w+\(\w+\) )?(\w+)\(([^)]*)\)',
+                           code)  # fmt: skip
+        self.kernels = {name: parameters_of(text) for name, text in found}
+
+    def get_function(self, name):
+        types = self.kernels[name]
+        launch = getattr(self.library, f"launch_{name}")
+        launch.argtypes = (ctypes.c_int64, ctypes.c_int, *(ctype for _, _, ctype in types))
+        faults = ctypes.c_int.in_dll(self.library, "shim_faults")
+        order = ctypes.c_int.in_dll(self.library, "shim_order")
+
+        def call(grid, block, arguments):
+            assert len(arguments) == len(types), f"{name}: {len(arguments)} of {len(types)}"
+            given = [_argument(name, *pair) for pair in zip(types, arguments, strict=True)]
+            order.value = RawModule.order
+            launch(grid[0], block[0], *given)
+            assert faults.value == 0, f"threads of {name} parted where they should meet"
+
+        return call
+
+    order = 0  # of threads, see shim_nth
+
+
+def parameters_of(text):
+    """[(name, dtype or dtype of what is pointed at, ctypes type)] of a list of C parameters."""
+    found = []
+    for one in text.split(","):
+        words = one.replace("*", " * ").split()
+        kind = next(word for word in words if word != "const")
+        pointer = "*" in words
+        found.append((words[-1], (POINTERS if pointer else PARAMETERS)[kind], ctypes.c_void_p)
+                     if pointer else (words[-1], *PARAMETERS[kind]))  # fmt: skip
+    return found
+
+
+def _argument(kernel, wanted, given):
+    name, dtype, ctype = wanted
+    if ctype is ctypes.c_void_p:
+        assert isinstance(given, ndarray), f"{kernel}({name}) is a {type(given).__name__}"
+        assert given.dtype == dtype, f"{kernel}({name}) is {given.dtype}, not {np.dtype(dtype)}"
+        assert given.home.flags.c_contiguous, f"{kernel}({name}) is not contiguous"
+        return given.home.ctypes.data
+    assert type(given) is dtype, f"{kernel}({name}) is a {type(given).__name__}"
+    return given.item()
+
+
+def built(code, more=()):
+    """The library of a text, made once."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler on the path")
+    shim = (HERE / "cuda_shim.h").read_text(encoding="utf-8")
+    text = f"{shim}\n{code}\n{trampolines(code)}"
+    name = hashlib.sha256("\0".join([text, *FLAGS, *more]).encode()).hexdigest()[:24]
+    BUILT.mkdir(exist_ok=True)
+    target = BUILT / f"{name}.so"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=BUILT) as folder:
+            source, made = Path(folder) / "twin.cc", Path(folder) / "twin.so"
+            source.write_text(text, encoding="utf-8")
+            subprocess.run([compiler, *FLAGS, *WARNINGS, *more, "-o", made, source], check=True)
+            made.replace(target)
+    return ctypes.CDLL(str(target))
+
+
+def trampolines(code):
+    """For each kernel a C function that launches it."""
+    found = re.findall(r'extern "C" __global__ void (?:__launch\w+\(\w+\) )?(\w+)\(([^)]*)\)', code)
+    lines = []
+    for name, parameters in found:
+        names = [one.split()[-1].lstrip("*") for one in parameters.split(",")]
+        fields = " ".join(f"{one.strip()};" for one in parameters.split(","))
+        passed = ", ".join(f"a->{x}" for x in names)
+        lines += [
+            f"struct arguments_{name} {{ {fields} }};",
+            f"static void body_{name}(void *p) {{ arguments_{name} *a = (arguments_{name} *)p; "
+            f"{name}({passed}); }}",
+            f'extern "C" void launch_{name}(int64_t blocks, int threads, {parameters})',
+            f"{{ arguments_{name} a = {{{', '.join(names)}}}; "
+            f"shim_launch(blocks, threads, body_{name}, &a); }}",
+        ]
+    return "\n".join(lines)
+
+
+class Stream:
+    """Work that is done when somebody waits for it."""
+
+    null = None
+
+    def __init__(self, non_blocking=False):
+        self.todo = []
+
+    def synchronize(self):
+        while self.todo:
+            self.todo.pop(0)()
+
+    def wait_event(self, event):
+        event.synchronize()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+
+class Event:
+    def __init__(self, **_):
+        self.stream = None
+
+    def record(self, stream=None):
+        self.stream, self.upto = stream, len(stream.todo) if stream else 0
+
+    def synchronize(self):
+        if self.stream:
+            for _ in range(min(self.upto, len(self.stream.todo))):
+                self.stream.todo.pop(0)()
+            self.upto = 0
+
+    @property
+    def done(self):
+        return not (self.stream and self.upto)
+
+
+Stream.null = Stream()
+
+
+class Device:
+    id = 0
+
+
+def _module():
+    cupy = types.ModuleType("cupy")
+    cupy.ndarray, cupy.RawModule = ndarray, RawModule
+    cupy.asarray = lambda x, dtype=None: (
+        x
+        if isinstance(x, ndarray) and dtype in (None, x.dtype)
+        else ndarray(np.array(_home(x), dtype))
+    )
+    cupy.array = lambda x, dtype=None: ndarray(np.array(_home(x), dtype))
+    cupy.ascontiguousarray = lambda x, dtype=None: ndarray(np.ascontiguousarray(_home(x), dtype))
+    cupy.asnumpy = lambda x: x.get() if isinstance(x, ndarray) else np.asarray(x)
+    for name in ("empty", "zeros", "ones", "full", "arange"):
+        setattr(cupy, name, _made(getattr(np, name)))
+    for name in ("empty_like", "zeros_like", "broadcast_to", "concatenate", "result_type"):
+        setattr(cupy, name, _made(getattr(np, name)))
+    cupy.cuda = types.SimpleNamespace(
+        Device=Device, Stream=Stream, Event=Event, get_current_stream=lambda: Stream.null,
+        alloc_pinned_memory=bytearray,
+    )  # fmt: skip
+    cupy.__spec__ = ModuleSpec("cupy", None)
+    return cupy
+
+
+def _made(function):
+    def make(*args, **options):
+        args, options = optree.tree_map(_home, (args, options))
+        made = function(*args, **options)
+        if function is np.empty and made.dtype.kind != "O":  # nobody may count on zeros
+            made.view(np.uint8 if made.ndim else made.dtype).fill(0xA5 if made.ndim else 0)
+        return _array(made)
+
+    return make
+
+
+@contextlib.contextmanager
+def installed():
+    """The fake in the place of CuPy, and revgrad's kernel for it."""
+    names = ("cupy", "revgrad._ext.cuda")
+    before = {name: sys.modules.pop(name, None) for name in names}
+    sys.modules["cupy"] = _module()
+    try:
+        yield sys.modules["cupy"]
+    finally:
+        for name, module in before.items():
+            sys.modules.pop(name, None)
+            if module is not None:
+                sys.modules[name] = module
+        import revgrad._ext as ext
+
+        ext.__dict__.pop("cuda", None)
