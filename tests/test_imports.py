@@ -76,7 +76,8 @@ def allowed():
     for column in (REALS, INTEGERS):
         table |= {name: set(column[:k]) for k, name in enumerate(column)}
     table["fuse"].add("_ext")  # for _ext.chains, which runs NumPy's loops and knows no integers
-    table["rules"].add(HOMES)
+    for name in ("rules", *INTEGERS):
+        table[name].add(HOMES)
     below = {HOMES, *REALS, *INTEGERS}
     for name in MIDDLE:
         table[name] = set(below)
