@@ -10,7 +10,7 @@ import numpy as np
 
 from revgrad.captures import with_open_captures
 from revgrad.compiled import in_two
-from revgrad.fuse import fuse
+from revgrad.fuse import Group, fuse
 from revgrad.record import Program, Record, Var, forget, simplify
 from revgrad.replay import Replay
 from revgrad.rules.row import shape_of
@@ -23,21 +23,23 @@ class Lanes:
     """f(*first) -> (outputs, then), as TwoPhase takes it; then(*second) -> results, in lanes.
 
     second: an example of each second input, in one lane. count: how many lanes will be asked for.
-    joined: results that are put together into one vector per lane, a slice of them.
+    together: as in Replay, of the outputs, and of the results in one lane.
+    replaces: per result, which second input it may overwrite: see `push_into`.
     What is returned is overwritten by the next call in the same thread.
     """
 
-    def __init__(self, f, first, second, count, *, joined=slice(0), whole=slice(0)):
-        self.local, self.joined = threading.local(), joined
-        make = lambda f: self._record(f, first, second, count)
-        self.parts = with_open_captures(f, make)
-        self.together = whole, joined
+    def __init__(self, f, first, second, count, *, together=(), replaces=None):
+        self.local, self.together = threading.local(), together
+        self.parts = with_open_captures(f, lambda f: self._record(f, first, second, count))
+        inputs, phases, ends = self.parts
+        ways = zip(inputs[1:], phases[1:], ends[1:], strict=True)
+        self.groups = [replaces and _in_place(*way, replaces) for way in ways]
 
     def _record(self, f, first, second, count):
         inputs, (early, late), ends, _ = in_two(f, first, lambda _: second)
         self.widths = _widths(late, count)
         one = inputs[1], late, ends[1]
-        parts = [one, *(_across(width, *one, self.joined) for width in self.widths[1:])]
+        parts = [one, *(_across(width, *one) for width in self.widths[1:])]
         read = [x for _, some, outs in parts for x in (*outs, *_reads(some))]
         phases = [fuse(early, [*ends[0], *read]), *(fuse(some, outs) for _, some, outs in parts)]
         made = [i for _, some, _ in parts for i in some]
@@ -49,6 +51,7 @@ class Lanes:
     def replay(self):
         if not hasattr(self.local, "replay"):
             self.local.replay = Replay(*self.parts, borrow=True, together=self.together)
+            self.local.chains = [group and group.chain() for group in self.groups]
         return self.local.replay
 
     def start(self, first):
@@ -63,21 +66,35 @@ class Lanes:
             lo += width
 
     def push(self, width, second):
-        """Results of `width` lanes, with a leading axis unless it is 1; of the last `start`.
+        """Results of `width` lanes, with a leading axis unless it is 1; of the last `start`."""
+        return self.replay().run[1 + self.widths.index(width)](*second)
 
-        The joined ones come first, as one vector per lane; then the others.
-        """
-        k = 1 + self.widths.index(width)
-        replay = self.replay()
-        found = replay.run[k](*second)
-        if k > 1 or self.joined == slice(0):
-            return found
-        rest = found[self.joined.stop :]
-        return [_joined(found[self.joined], replay.vectors[1]), *rest]
+    def push_into(self, width, second, outs):
+        """The same into outs, each of which may be the second input that `replaces` names."""
+        replay, k = self.replay(), self.widths.index(width)
+        group, chain = self.groups[k], self.local.chains[k]
+        if group is None:
+            for out, x in zip(outs, self.push(width, second), strict=True):
+                out[...] = x
+            return
+        given = dict(zip(self.parts[0][1 + k], second, strict=True))
+        made = dict(zip(self.parts[2][1 + k], outs, strict=True))
+        space, names = replay.space, replay.names
+        known = [given[x] if x in given else space[names[x]] for x in group.inputs]
+        chain(*known, *(made[x] for x in group.outputs))
 
 
-def _joined(leaves, vector):
-    return np.concatenate([np.ravel(x) for x in leaves]) if vector is None else vector
+def _in_place(inputs, phase, results, replaces):
+    """The one Group that a phase is, if its results may be written over these inputs, or None."""
+    group = phase[0] if len(phase) == 1 and isinstance(phase[0], Group) else None
+    if group is None or {*group.outputs} != {*results} or len({*results}) < len(results):
+        return None
+    read = {x: k for k, i in enumerate(group.members) for x in i.inputs}
+    made = {v: k for k, i in enumerate(group.members) for v in i.outputs}
+    pairs = [(inputs[j], out) for j, out in zip(replaces, results, strict=True)]
+    late = any(read.get(x, -1) > made[out] for x, out in pairs)
+    plain = all(isinstance(x, Var) for x in group.inputs)
+    return None if late or not plain else group
 
 
 def _variables(xs):
@@ -97,7 +114,7 @@ def _widths(instructions, count):
     return [k for k in (1, 4, 16, AT_ONCE) if k <= max(1, most)]
 
 
-def _across(count, inputs, instructions, outputs, joined):
+def _across(count, inputs, instructions, outputs):
     """(inputs, instructions, outputs) of the second phase for `count` lanes."""
     with Record() as trace:
         found = {v: trace.input(np.stack([v.value] * count)) for v in inputs}
@@ -110,9 +127,6 @@ def _across(count, inputs, instructions, outputs, joined):
             ]
             found[i.outputs[0]] = batched(i, given, lanes, count)
         results = [_in_lanes(x, found, trace, count) for x in outputs]
-        if joined != slice(0):
-            flat = [np.reshape(x, (count, -1)) for x in results[joined]]
-            results = [np.concatenate(flat, axis=1), *results[joined.stop :]]
         pairs = [trace.unwrap(x) for x in results]
     out = [x if v is None else v for x, v in pairs]
     program = simplify(Program(second, trace.instructions, out))

@@ -1,6 +1,7 @@
 """The recorded push-forward of a loss's gradient: phase 1 the gradient, phase 2 its tangents."""
 
 import threading
+from itertools import pairwise
 
 import numpy as np
 import optree
@@ -50,9 +51,9 @@ class GradientPush:
 
         self.like = [ones_like(hyper[k]) for k in moving]
         second = [np.ones(self.size, self.dtype), *self.like]
-        whole = slice(-len(leaves), None)
-        joined = slice(0, len(leaves))
-        self.lanes = Lanes(both, dynamic(args), second, count, joined=joined, whole=whole)
+        together = slice(-len(leaves), None), slice(len(leaves))
+        self.lanes = Lanes(both, dynamic(args), second, count, together=together)
+        self.spans = [*pairwise(ends)]
 
     def start(self, args):
         """(loss, aux, flat gradient or its leaves) at args; overwritten by the next call."""
@@ -72,7 +73,13 @@ class GradientPush:
             v = self._scratch(width)
             v[...] = 0 if rows is None else rows[part].reshape(v.shape)
             more = [_lane(x, part, like) for x, like in zip(of_hyper, self.like, strict=True)]
-            (out[part],) = self.lanes.push(width, [v, *more])
+            found = self.lanes.push(width, [v, *more])
+            vector = self.lanes.replay().vectors[1] if width == 1 else None
+            if vector is not None:
+                out[part] = vector
+            else:
+                for (lo, hi), x in zip(self.spans, found, strict=True):
+                    out[part, lo:hi] = np.reshape(x, (width, hi - lo))
 
     def _scratch(self, width):
         """Memory for the directions of so many lanes: always the same, so that views are kept."""

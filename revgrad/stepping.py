@@ -169,7 +169,8 @@ class StatementPush:
 
             return [], then
 
-        self.lanes = Lanes(both, list(values.values()), list(tangents.values()), count)
+        examples, replaces = list(tangents.values()), [self.moving.index(k) for k in self.targets]
+        self.lanes = Lanes(both, list(values.values()), examples, count, replaces=replaces)
         self.needed = {k for k, used in zip(self.keys, self.lanes.needed, strict=True) if used}
 
     def push(self, values, tangents, count):
@@ -177,9 +178,8 @@ class StatementPush:
         self.lanes.start([values.get(key) for key in self.keys])
         for part in self.lanes.chunks(0, count):
             width = part.stop - part.start
-            rows = [tangents[k][part if width > 1 else part.start] for k in self.moving]
-            for name, x in zip(self.targets, self.lanes.push(width, rows), strict=True):
-                tangents[name][part if width > 1 else part.start] = x
+            rows = {k: tangents[k][part if width > 1 else part.start] for k in self.moving}
+            self.lanes.push_into(width, rows.values(), [rows[k] for k in self.targets])
 
 
 def _pushed(s, factor, reads, now):

@@ -2,7 +2,7 @@
 
 Each statement, and the gradient, is pushed forward through for all columns. Nothing is stored, and
 nothing undone. Tangents are rows of one float64 block per variable, (columns, weights), and of one
-for the gradient, in the dtype of the params.
+for the gradient.
 """
 
 from time import perf_counter
@@ -69,8 +69,7 @@ class Ride:
             + [(name, columns.warm.get(name)) for name in run.optimizer.variables]
         }
         self.moving = tuple(k for k, x in enumerate(columns.hyper) if x is not None)
-        kind = np.float64 if run.aux_layout else run.layout.dtype
-        self.of_g = np.empty((total, run.layout.size), kind)
+        self.of_g = np.empty((total, run.layout.size))
         self.slopes = np.zeros((total, run.steps if run.watch_moves else 0))
         self.used = np.zeros(run.steps, bool)
         self.statements = Statements(adjoint, program, columns)
@@ -97,7 +96,7 @@ class Ride:
         with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
             answer, of_loss = self._through_gradient(state, t, now)
             self.statements.step(state, t, answer, self.tangents, of_loss, now)
-        _check_finite(self.run, self.tangents, now, t)
+            _check_finite(self.run, self.tangents, now, t)
         return answer[0]
 
     def _through_gradient(self, state, t, now):
@@ -156,9 +155,8 @@ def _flat_rows(layout, leaves, total):
 
 def _check_finite(run, tangents, now, t):
     for name, rows in tangents.items():
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = np.sum(rows[:now])
-        if not np.isfinite(total) and not np.all(np.isfinite(rows)):
+        flat = rows[:now].ravel()
+        if not np.isfinite(flat @ flat) and not np.all(np.isfinite(flat)):
             bad = int(np.argmin(np.all(np.isfinite(rows), 0)))
             leaf = run.layout_of(name).name(bad)
             raise NotFinite(
