@@ -35,7 +35,8 @@ TITLES = {  # by folder in examples/
     "Reversible Learning",
     "towers": "Chandra, Xie, Ragan-Kelley, Meijer 2022: Gradient Descent: The Ultimate Optimizer",
     "online": "Im, Savin, Cho 2021: Online Hyperparameter Optimization",
-    "long_horizons": "Non-greedy Hyperparameter Optimization Over Long Horizons, 2021",
+    "long_horizon": "Micaelli, Storkey 2021: Gradient-based Hyperparameter Optimization over Long "
+    "Horizons",
 }
 OPTIONS = {"learn_schedules": ("--start", "paper")}  # that full size needs
 ORDER = (  # of the paper's figures; what is not here comes behind, by name

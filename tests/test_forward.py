@@ -327,3 +327,26 @@ def test_a_direction_is_not_averaged():
     f = lambda h: outer(train_curved(h, rg.Forward(average=True)))
     with pytest.raises(ValueError, match=r"take rg\.grad, or leave average out"):
         rg.jvp(f, (HYPER,), (HYPER,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["float64", "float32"])
+def test_ten_thousand_steps(kind):
+    batches = batches_of(20, kind)
+
+    def hyperloss(rates, adjoint, steps=10_000):
+        optimizer = rg.HeavyBall(rg.per_step(rates, every=2_500), 0.9)
+        trained = rg.train(
+            loss, params_of(kind), optimizer, batches, steps=steps, hyper=hyper_of(kind),
+            adjoint=adjoint,
+        )  # fmt: skip
+        return validation_loss(trained)
+
+    rates = np.array([0.01, 0.02, 0.005, 0.002])
+    tracemalloc.start()
+    forward = rg.grad(hyperloss)(rates, rg.Forward())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6  # 20 weights
+    back = rg.grad(hyperloss)(rates, rg.Reversible())
+    np.testing.assert_allclose(forward, back, rtol=1e-9 if kind == "float64" else 1e-3)

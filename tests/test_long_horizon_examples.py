@@ -61,7 +61,7 @@ def test_schedules_from_zero(tmp_path):
 
 def test_table_1(tmp_path):
     found, values = run("learned_from_zero", tmp_path, seeds=1, outer=4)
-    assert set(found) == {"hand", "random", "greedy", "learned"}
+    assert {"hand", "random", "bayes", "greedy", "learned", "best"} < set(found)
     outer = values["learned, seed 0"]["outer"]
     assert len(outer) == 4 and outer[0]["hyper"]["rate"] == [0, 0, 0]
     assert outer[0]["gradient"]["momentum"] == [0] and min(outer[0]["gradient"]["rate"]) < 0

@@ -9,7 +9,9 @@ of the loss right after the step, do not; those of the final loss do, ever more 
 step is from the end, and their sign with them. Values that n steps share have the mean of n such
 hypergradients: were they independent, its spread would fall with the square root of n.
 
-Reduced: LeNet in float64 on MNIST (the paper: SVHN), 100 steps of 32 (400 of 64), 6 repeats.
+Reduced: LeNet in float64 on MNIST (the paper: SVHN), 100 steps of 32 (400 of 64), 6 repeats. The
+rate is 0.01, as in the authors' later code, not 0.05: that is about the best for MNIST over so few
+steps, where slopes have no sign to speak of.
 
 Source: Micaelli and Storkey 2021, figure 2 and section 4.
 """
@@ -36,7 +38,7 @@ PAPER = {
 }
 SHARED = (1, 2, 5, 10, 20)  # steps that share a value
 FACTORS = "batches", "validation", "weights", "rate"
-RATE, BOUND = 0.05, 1.0
+RATE, BOUND = 0.01, 1.0
 
 
 @dataclass

@@ -3,7 +3,10 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-LABELS = {"hand": "grid", "random": "random search", "greedy": "greedy", "learned": "learned"}
+LABELS = {
+    "hand": "grid", "random": "random", "bayes": "Bayes", "greedy": "greedy", "learned": "learned",
+    "best": "learned,\nbest", "learned, clip 1": "learned,\nclip 1",
+}  # fmt: skip
 
 
 def degradation(path, found, factors, shared):
