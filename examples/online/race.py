@@ -83,10 +83,15 @@ def draw(s, found, ours, targets, by_target):
     names = [*METHODS, "online"]
     for ax, what in zip(panels, ("trials", "minutes"), strict=False):
         for k, (search, colour) in enumerate((("random", "#0072b2"), ("Bayesian", "#d55e00"))):
-            heights = [found[search][m][what] for m in METHODS]
-            ax.bar(np.arange(5) + 0.4 * k - 0.2, heights, 0.38, color=colour, label=search)
+            rows = [found[search][m] for m in METHODS]
+            at = np.arange(5) + 0.4 * k - 0.2
+            ax.bar(at, [row[what] for row in rows], 0.38, color=colour, label=search)
+            for x, row in zip(at, rows, strict=True):
+                if row["arrived"].startswith("0 "):  # a bound: it may be any more
+                    ax.annotate("≥", (x, row[what]), ha="center", va="bottom")
         ax.bar(5, ours[what], 0.38, color="#009e73", label="online")
         ax.set_xticks(range(6), names, rotation=20)
+        ax.margins(y=0.1)
         ax.set_ylabel(f"{what} until a test loss of {s.target}")
     for name, trials in by_target.items():
         style = {"lw": 2.5, "color": "#009e73"} if name == "online" else {"lw": 1.2}
