@@ -298,7 +298,8 @@ def test_the_norm_of_the_jacobian_is_that_of_i_minus_rate_times_hessian():
     f = lambda p, _, b: 0.5 * p @ h @ p + 0.0 * np.sum(b)
     tuner = rg.RTRL(learning_rate=0.0, diagnose=1)
     _, paths = rg.fit(f, np.ones(3), rg.SGD(0.3, tuned_by=tuner), [np.zeros(1)] * 60)
-    assert paths["norm of the step's Jacobian"][-1] == pytest.approx(0.97, rel=1e-3)
+    norms = paths["norm of the step's Jacobian"]
+    assert norms[0] < norms[-1] == pytest.approx(0.97, rel=1e-3)
     assert paths["cosine of gradients"][1] < 1
 
 

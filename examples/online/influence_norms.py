@@ -80,28 +80,26 @@ def draw(s, rows):
     a, b, c = plt.figure(figsize=(13, 3.8), layout="constrained").subplots(1, 3)
     for rate in s.rates:
         norms = [rows[rate, meta].get("norm", np.nan) for meta in s.metas]
-        a.plot(s.metas, norms, "o-", label=f"from a rate of {rate:g}")
+        (line,) = a.plot(s.metas, norms, "o-", label=f"from a rate of {rate:g}")
+        gone = [meta for meta in s.metas if "norm" not in rows[rate, meta]]
+        a.plot(
+            gone, [400] * len(gone), "x", color=line.get_color(), label="blew up" if gone else None
+        )
     a.set(xscale="log", yscale="log", xlabel="step of the rate (meta)")
-    a.set_ylabel("norm of d params / d rate, mean of the last quarter")
-    a.legend(frameon=False)
-    for meta, colour in zip(
-        s.metas, ("#0072b2", "#009e73", "#e69f00", "#d55e00", "k"), strict=False
-    ):
+    a.set(ylabel="norm of d params / d rate", title="mean of the last quarter")
+    colours = ("#0072b2", "#009e73", "#e69f00", "#d55e00", "k")
+    for meta, colour in zip(s.metas, colours, strict=False):
         path = rows[s.rates[-1], meta].get("paths")
         if path:
-            label = f"meta {meta:g}"
-            b.plot(
-                path["step"],
-                as_floats(path["influence of learning_rate"]),
-                color=colour,
-                label=label,
-            )
-            c.plot(path["step"], as_floats(path[JACOBIAN]), ".", ms=3, color=colour, label=label)
+            given = {"color": colour, "label": f"meta {meta:g}"}
+            b.plot(path["step"], as_floats(path["influence of learning_rate"]), **given)
+            c.plot(path["step"], as_floats(path[JACOBIAN]), ".", ms=3, **given)
     b.set(xlabel="step", ylabel="norm of d params / d rate", yscale="log")
-    b.set_title(f"from a rate of {s.rates[-1]:g}", fontsize=10)
-    c.set(xlabel="step", ylabel="norm of d params' / d params")
+    b.set_title(f"from a rate of {s.rates[-1]:g}")
+    c.set(xlabel="step", ylabel="norm of d params' / d params", ylim=(0.99, 1.01))
     c.axhline(1.0, color="0.6", lw=0.8)
-    b.legend(frameon=False, fontsize=8)
+    for ax in (a, b):
+        ax.legend(frameon=False, fontsize=8)
     a.figure.savefig(s.folder / "influence_norms.png", dpi=90)
     plt.close(a.figure)
 

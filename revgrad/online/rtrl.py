@@ -135,7 +135,8 @@ class Influence(Tower):
         self.used, self.seen, self.kept = [], {}, {}
         if rtrl.diagnose:
             v = np.random.default_rng(rtrl.seed).standard_normal(run.layout.size)
-            self.kept = {"g": np.zeros(run.layout.size, bottom.dtype), "v": v.astype(bottom.dtype)}
+            v = (v / np.linalg.norm(v)).astype(bottom.dtype)
+            self.kept = {"g": np.zeros(run.layout.size, bottom.dtype), "v": v}
 
     # Between a gradient and the step by it.
 
