@@ -19,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import optree
 
+from revgrad._ext import homes
+
 _MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/",
     "https://storage.googleapis.com/cvdf-datasets/",
@@ -389,8 +391,15 @@ class Minibatches:
 
     def __call__(self, step):
         """The batch of `step`, a non-negative integer: copies of `size` rows of every leaf."""
-        rows = self.indices(step)
-        return optree.tree_map(lambda leaf: leaf[rows], self.data)
+        rows, there = self.indices(step), {}
+
+        def taken(leaf):
+            home = homes.module_of(leaf)
+            if home not in there:
+                there[home] = homes.beside(rows, leaf)
+            return leaf[there[home]]
+
+        return optree.tree_map(taken, self.data)
 
     def indices(self, step):
         """Row numbers (size,) int64 of the batch of `step`; read-only."""

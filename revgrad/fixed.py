@@ -374,6 +374,10 @@ class FusedStep:
     def _error(self, s: Any, reads: dict, bound: _Bound, block: int, element: int) -> Exception:
         """What the statement that refused a block says when it is executed alone."""
         lo, hi = bound.starts[block : block + 2].tolist()
+        if bound.inverse is not None:  # which has taken back all, so that nothing can be shown
+            said = "what is added is not finite, or the sum is out of range"
+            bits = self.variables[s.target].fraction_bits
+            return empty_buffer(element) if hasattr(s, "by") else _overflow(said, element, bits)
         try:
             if element >= 0:
                 raise empty_buffer(element)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import optree
 
+from revgrad._ext import homes
 from revgrad.rules.row import shape_of
 
 
@@ -166,6 +167,7 @@ class Spread:
         out = np.empty((len(steps), len(self.owner)), dtype)
         for k, leaf in enumerate(self.owner):
             out[:, k] = now[leaf]
+        out.setflags(write=False)
         return out
 
     def collect_segments(self, found, cts, t):
@@ -178,6 +180,7 @@ class Spread:
 
     def collect(self, found, ct, t, layout):
         """Transpose of `flat`: add a cotangent of it to those of the values, one add per leaf."""
+        ct = homes.home(ct)
         if self.scalar:
             found[0][self.slot(0, t)] += ct
             return

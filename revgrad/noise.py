@@ -10,6 +10,7 @@ from math import log2, sqrt
 
 import numpy as np
 
+from revgrad._ext import homes
 from revgrad.errors import PrecisionWarning
 from revgrad.statements import Scale, global_norm
 from revgrad.step import wide
@@ -40,10 +41,11 @@ class NoiseWatch:
     def __call__(self, t, state, g):
         if t not in self.looks:
             return
-        g = wide(g)
+        g = homes.home(wide(g))
         variables = {s.target: state.variables[s.target] for s in self.statements}
         variables["params"] = state.variables["params"]
-        values = {k: x.values[self.part] * 2.0**-x.fraction_bits for k, x in variables.items()}
+        integers = {k: homes.to_host(x.values[self.part]) for k, x in variables.items()}
+        values = {k: integers[k] * 2.0**-x.fraction_bits for k, x in variables.items()}
         with np.errstate(all="ignore"):
             plain = self._step(values, t, g)
             largest = np.max(np.abs(plain - values["params"]), initial=0.0)

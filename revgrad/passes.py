@@ -8,6 +8,7 @@ import weakref
 
 import numpy as np
 
+from revgrad._ext import homes
 from revgrad.fixed import FusedStep, kinds_of
 from revgrad.statements import OF_LOSS, Scale, global_norm
 from revgrad.step import Point, pull_function, wide
@@ -24,7 +25,8 @@ class Passes:
         statements = program.statements
         order = [statements[i] for i in program.order or range(len(statements))[::-1]]
         first = 1 + max((k for k, s in enumerate(order) if s.target == "params"), default=-1)
-        self.no_g = np.zeros(self.layout.size, self.layout.dtype)  # of its kind, until it is known
+        nothing = np.zeros(self.layout.size, self.layout.dtype)
+        self.no_g = homes.beside(nothing, self.layout.like)  # of g's kind, until it is known
         self.before, self.names = order[:first], {x for s in statements for x in _reads(s)}
         self.takes_g = any("g" in s.reads for s in order)
         early = not any(OF_LOSS & {*s.reads} for s in self.before)
@@ -91,7 +93,7 @@ class Passes:
         if g is not None and "g" in self.names:
             of_g["g"] = g
         if g is not None and "g_norm" in self.names:
-            of_g["g_norm"] = global_norm([wide(g)])
+            of_g["g_norm"] = homes.home(global_norm([wide(g)]))
         return reads | of_g, ratios
 
     def _of_hyper(self, t):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from revgrad._ext import homes
 from revgrad.errors import FixedOverflow, NotFinite, RatioRefused
 from revgrad.fixed import FixedArray, fraction_bits_for
 from revgrad.gradient import Gradient, GradientAndAux
@@ -76,9 +77,10 @@ class Program:
         make = BUFFERS[self.run.arithmetic.buffer]
         scales = [s for s in self.statements if isinstance(s, Scale)]
         risers = {s.target for s in scales if s.above_one}  # whose bits depend on the words
+        layouts = {s.target: self.run.layout_of(s.target) for s in scales}
         buffers = {
-            name: make(self.run.layout_of(name).size, keep=self.keep or name in risers)
-            for name in dict.fromkeys(s.target for s in scales)
+            name: make(layout.size, keep=self.keep or name in risers, like=layout.like)
+            for name, layout in layouts.items()
         }
         return State(self.variables(bits), buffers), first
 
@@ -119,12 +121,12 @@ class Program:
 
     def _encode(self, name, leaves, bits):
         layout = self.run.layout_of(name)
-        flat = np.zeros(layout.size) if leaves is None else layout.join(leaves)
+        flat = layout.join(layout.zeros() if leaves is None else leaves)
         try:
             return FixedArray.encode(flat, bits)
         except FixedOverflow as error:
             raise FixedOverflow(
-                f"{name} of {layout.name(error.index)} starts at {flat[error.index]:.6g}, "
+                f"{name} of {layout.name(error.index)} starts at {float(flat[error.index]):.6g}, "
                 f"outside the range of +-{2.0 ** (63 - bits):g} that {bits} fraction bits leave; "
                 f"scale the model, or pass FixedPoint(fraction_bits={{{name!r}: ...}}) with fewer.",
                 error.index,
@@ -247,7 +249,7 @@ class Program:
         params = cotangents.variables["params"]
         np.add(params, ct_params, out=params)
         for total, ct, every in zip(cotangents.hyper, ct_hyper, self.run.hyper_every, strict=True):
-            total[... if every is None else t // every] += ct
+            homes.put(total, ... if every is None else t // every, ct)
 
     def retreat(self, state, t):
         """Undo step t in place; returns its linearization, for `pull`."""
@@ -288,4 +290,4 @@ class Program:
 
 
 def _largest(x):
-    return float(np.max(np.abs(x), initial=0.0))
+    return float(np.max(np.abs(x))) if np.size(x) else 0.0

@@ -5,6 +5,7 @@ from collections import OrderedDict
 import numpy as np
 import optree
 
+from revgrad._ext import homes
 from revgrad.captures import Captured
 from revgrad.compiled import Entry, gradient_with_products, is_dynamic, signature
 from revgrad.lanes import AT_ONCE
@@ -76,7 +77,7 @@ def _own(x):
 
 
 def _same(a, b):
-    a, b = np.asarray(a), np.asarray(b)
+    a, b = homes.to_host(a), homes.to_host(b)
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from revgrad import files
+from revgrad._ext import homes
 from revgrad.errors import NotResumed
 from revgrad.fixed import FixedArray
 from revgrad.state import BUFFERS, Cotangents, State
@@ -51,7 +52,7 @@ def digest(*arrays):
     """Text that differs where dtypes, shapes or bytes do."""
     found = blake2b(digest_size=16)
     for x in arrays:
-        x = np.asarray(x)
+        x = homes.to_host(x)
         found.update(f"{x.dtype.str}{x.shape}".encode())
         found.update(np.ascontiguousarray(x).tobytes())
     return found.hexdigest()
@@ -160,7 +161,8 @@ class Log:
         parts.append(("leaves", "F64", self.program.layout.join(leaves)))
         parts += [(f"cotangent {name}", "F64", ct) for name, ct in cts.variables.items()]
         hyper = [*chain.from_iterable(cts.optimizer.values()), *cts.hyper]
-        parts.append(("hyper", "F64", np.concatenate([*map(np.ravel, hyper), [0.0]])))
+        flat = [np.ravel(homes.to_host(x)) for x in hyper]
+        parts.append(("hyper", "F64", np.concatenate([*flat, [0.0]])))
         parts.append(("watched", "F64", np.array(watched, np.float64)))
         self._write(facts, t, steps, memory, g, parts)
 
@@ -176,6 +178,7 @@ class Log:
         tensors, content = [], []
         for name, kind, x in parts:
             if kind:
+                x = homes.to_host(x)
                 little = x.astype(x.dtype.newbyteorder("<"), copy=False)
                 tensors.append((name, kind, little.nbytes))
                 content.append([np.ascontiguousarray(little).tobytes()])
@@ -238,17 +241,22 @@ class Log:
             if group != "buffer":
                 kind = "<i8" if group in ("state", "final") else "<f8"
                 read[name] = np.frombuffer(file.read(name), kind).copy()
+                if rest and group != "leaves":
+                    like = self.program.run.layout_of(rest).like
+                    read[name] = homes.beside(read[name], like)
             elif owner not in buffers:
                 pieces = lambda part, most, n=f"buffer {owner}": file.pieces(f"{n} {part}", most)
                 make = BUFFERS[self.program.run.arithmetic.buffer]
-                buffers[owner] = make.rebuilt(facts["buffers"][owner], pieces)
+                like = self.program.run.layout_of(owner).like
+                buffers[owner] = make.rebuilt(facts["buffers"][owner], pieces, like=like)
         self.extra = {k[6:]: x for k, x in read.items() if k.startswith("extra ")}
         if facts["phase"] == "forwards":
             state = self._rebuilt(read, "state", buffers)
             leaves = self.program.layout.leaves(state.variables["params"])
         else:
             state = self._rebuilt(read, "final", {})
-            leaves = self.program.layout.cast(read["leaves"])
+            layout = self.program.layout
+            leaves = layout.cast(homes.beside(read["leaves"], layout.like))
             here = self._rebuilt(read, "state", buffers) if self.keeps_words else None
             self._take_up(facts, read, here)
         self._check_gradient(facts, leaves)
@@ -270,6 +278,8 @@ class Log:
         found = {}
         for name, several in optimizer.items():
             found[name], hyper = hyper[: len(several)], hyper[len(several) :]
+        pairs = zip(hyper, program.values.hyper, strict=True)
+        hyper = [homes.beside(x, like) for x, like in pairs]
         cts = Cotangents({k: read[f"cotangent {k}"] for k in self.fraction_bits}, found, hyper)
         growth = [tuple(x) for x in facts["growth"]]
         self.pending = Pending(facts["t"], state, cts, facts["origin"], growth, facts["replays"])

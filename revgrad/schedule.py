@@ -5,6 +5,7 @@ A factor is snapped to integers before any statement reads it, so that all read 
 
 import numpy as np
 
+from revgrad._ext import homes
 from revgrad.errors import RatioRefused
 from revgrad.fixed import Segments
 from revgrad.ratio import Ratio
@@ -24,6 +25,7 @@ class Schedule:
 
     def __init__(self, run, given, *, exact):
         self.run, self.exact, self.statements = run, exact, run.optimizer.statements
+        given = {k: [homes.home(v) for v in vs] for k, vs in given.items()}
         self.values = {k: [np.asarray(v, np.float64) for v in vs] for k, vs in given.items()}
         self.ratios, self._constant, self._rows = {}, {}, {}
         for s in self.statements:
@@ -77,7 +79,7 @@ class Schedule:
             return self.factor(statement, own, t)[0]
         flat = {k: x.values if isinstance(x, Segments) else x for k, x in own.items()}
         if any(np.ndim(flat[k]) and not isinstance(own[k], Segments) for k in own):
-            return self.factor(statement, self._factor_reads(statement, t), t)[0]
+            return self.factor(statement, self.factor_reads(statement, t), t)[0]
         make = lambda: self._made_factor(statement, flat, t)
         ratio, _ = self._once(("factors", id(statement)), constant, make)
         return ratio and Segments(ratio)
@@ -168,10 +170,10 @@ class Schedule:
         if s.by in self.ratios:
             return [(np.asarray(n), np.asarray(d)) for n, d in zip(*self.ratios[s.by], strict=True)]
         every = max(1, steps if self._is_constant(s) else -(-steps // LOOKS))
-        met = [self.factor(s, self._factor_reads(s, t), t)[0] for t in range(0, steps, every)]
+        met = [self.factor(s, self.factor_reads(s, t), t)[0] for t in range(0, steps, every)]
         return [(np.asarray(r.n), np.asarray(r.d)) for r in met if r is not None]
 
-    def _factor_reads(self, s, t):
+    def factor_reads(self, s, t):
         first = self.run.first_t + 1
         return {k: first + t if k == "t" else self.value(k, t) for k in s.reads}
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import optree
 
+from revgrad._ext import homes
 from revgrad.buffer import BignumBuffer, InformationBuffer
 from revgrad.fixed import FRACTION_BITS_MAX
 from revgrad.ratio import ROUNDINGS
@@ -43,10 +44,14 @@ class FixedPoint:
 
 
 class Layout:
-    """Where the leaves of the params (or of the loss's aux) lie in a flat vector."""
+    """Where the leaves of the params (or of the loss's aux) lie in a flat vector.
+
+    like: an array without elements of their kind; vectors are made where it is.
+    """
 
     def __init__(self, leaves, tree, of="params"):
         self.tree, self.of = tree, of
+        self.like = homes.empty_beside(0, np.float64, next(filter(homes.is_away, leaves), None))
         self.marks = optree.tree_unflatten(tree, range(len(leaves)))  # leaf numbers, as a tree
         self.shapes = [np.shape(x) for x in leaves]
         self.dtypes = [np.result_type(x) for x in leaves]
@@ -65,9 +70,9 @@ class Layout:
 
     def join(self, leaves, dtype=np.float64):
         """One vector from leaves."""
-        flat = np.empty(self.size, dtype)
+        flat = homes.empty_beside(self.size, dtype, self.like)
         for part, leaf in zip(self.split(flat), leaves, strict=True):
-            part[...] = leaf
+            part[...] = homes.beside(leaf, flat)
         return flat
 
     @property
@@ -78,7 +83,8 @@ class Layout:
 
     def zeros(self):
         """Leaves of zeros."""
-        return [np.zeros(*kind) for kind in zip(self.shapes, self.dtypes, strict=True)]
+        kinds = zip(self.shapes, self.dtypes, strict=True)
+        return [homes.beside(np.zeros(*kind), self.like) for kind in kinds]
 
     def leaves(self, fixed):
         """Decode a variable into leaves of the params' shapes and dtypes."""
@@ -100,7 +106,8 @@ class Decoder:
     """Leaves of the params, in memory of their own that the next call overwrites."""
 
     def __init__(self, layout):
-        self.flat = {dtype: np.empty(layout.size, dtype) for dtype in set(layout.dtypes)}
+        make = lambda dtype: homes.empty_beside(layout.size, dtype, layout.like)
+        self.flat = {dtype: make(dtype) for dtype in set(layout.dtypes)}
         kinds = {dtype: layout.split(flat) for dtype, flat in self.flat.items()}
         self.leaves = [kinds[dtype][k] for k, dtype in enumerate(layout.dtypes)]
 
@@ -135,12 +142,13 @@ class State:
         parts = [x.values for x in self.variables.values()]
         parts += [b.heads for b in self.buffers.values() if hasattr(b, "heads")]
         words = [b.words if hasattr(b, "words") else b.bits for b in self.buffers.values()]
-        sums = map(np.add.reduce, parts)
+        sums = map(np.sum, parts)
         return b"".join(int(x).to_bytes(16, "little", signed=True) for x in (*words, *sums))
 
     def digest(self):
         """Bytes that differ whenever an integer, a head or a word does."""
-        parts = [blake2b(x.values, digest_size=16).digest() for x in self.variables.values()]
+        integers = [homes.to_host(x.values) for x in self.variables.values()]
+        parts = [blake2b(x, digest_size=16).digest() for x in integers]
         return b"".join(parts + [b.digest() for b in self.buffers.values()])
 
 

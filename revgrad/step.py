@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from revgrad._ext import homes
 from revgrad.statements import OF_LOSS, Scale, global_norm
 from revgrad.transforms import vjp
 
@@ -49,21 +50,30 @@ class Step:
         if name == "t":
             return self.program.run.first_t + self.t + 1
         if name not in self.state.variables:
-            return self.program.schedule.value(name, self.t)
+            return self._beside(self.program.schedule.value(name, self.t))
         if name not in self.decoded:
             self.decoded[name] = self.state.variables[name].decode()
         return self.decoded[name]
 
+    def _beside(self, x):
+        """A vector where the state is; numbers stay."""
+        return homes.beside(x, self.program.layout.like) if np.ndim(x) else x
+
+    def _on_host(self, s):
+        """What a factor is made of."""
+        return self.program.schedule.factor_reads(s, self.t)
+
     def _norm(self):
         if "g_norm" not in self.decoded:
-            self.decoded["g_norm"] = global_norm([self.g])
+            self.decoded["g_norm"] = homes.home(global_norm([self.g]))
         return self.decoded["g_norm"]
 
     def do(self, s):
         reads = {name: self.read(name) for name in s.reads}
         target, point = self.state.variables[s.target], Point(s, reads)
         if isinstance(s, Scale):
-            ratio, point.factor = self.program.schedule.factor(s, reads, self.t)
+            ratio, factor = self.program.schedule.factor(s, self._on_host(s), self.t)
+            point.factor = self._beside(factor)
             point.before = self.read(s.target)
             if ratio is None:
                 target.round_scale(point.factor)
@@ -79,7 +89,8 @@ class Step:
         target, point = self.state.variables[s.target], Point(s, reads)
         self.decoded.pop(s.target, None)
         if isinstance(s, Scale):
-            ratio, point.factor = self.program.schedule.factor(s, reads, self.t)
+            ratio, factor = self.program.schedule.factor(s, self._on_host(s), self.t)
+            point.factor = self._beside(factor)
             target.unscale(ratio, self.state.buffers[s.target])
             point.before = self.read(s.target)
         else:
@@ -120,5 +131,5 @@ def pull_function(function, point, ct):
 
 def pull_norm(g, ct):
     """The cotangent of g that one of its norm gives: 0 at 0."""
-    norm = global_norm([g])
+    norm = homes.home(global_norm([g]))
     return ct / norm * g if norm else np.zeros_like(g)

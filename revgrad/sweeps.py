@@ -5,6 +5,7 @@ from time import perf_counter
 import numpy as np
 import optree
 
+from revgrad._ext import homes
 from revgrad.arrays import plain
 from revgrad.errors import ClosureError, NotFinite, StopRun
 from revgrad.gradient import CLOSURE, own
@@ -98,7 +99,7 @@ def backwards(done, ct_variables, ct_watched=None):
     cts = Cotangents(
         ct_variables,
         {k: [np.zeros(v.shape) for v in vs] for k, vs in program.schedule.values.items()},
-        [np.zeros(np.shape(x)) for x in program.values.hyper],
+        [homes.beside(np.zeros(np.shape(x)), x) for x in program.values.hyper],
     )
     run.report.growth, run.report.replays = [], 0
     end, state = steps, final.copy()

@@ -8,6 +8,7 @@ import numpy as np
 import optree
 
 from revgrad import blas
+from revgrad._ext import homes
 from revgrad.adjoints import Forward, Implicit, Unrolled, bytes_of
 from revgrad.arguments import check_save, take_apart
 from revgrad.choice import choose
@@ -224,7 +225,13 @@ def _stage_back(wanted, flat, run, adjoint, treedef):
 
 
 def _like(leaves, wanted, flat):
-    return [cast(np.asarray(leaves[i])[()], dtype_of(flat[i])) for i in wanted]
+    return [_like_leaf(leaves[i], flat[i]) for i in wanted]
+
+
+def _like_leaf(x, leaf):
+    """x in the dtype of a leaf, where that is."""
+    x = homes.beside(x, leaf) if homes.is_away(leaf) else homes.to_host(x)[()]
+    return cast(x, dtype_of(leaf))
 
 
 def _pull_optimum(adjoint, program, state, cts, variables):

@@ -23,7 +23,7 @@ from revgrad._ext.fused import (
     SUBTRACT,
     UNSCALE,
 )  # fmt: skip
-from revgrad._ext.reference import SOMEWHERE, check_sizes, empty_buffer
+from revgrad._ext.reference import check_sizes, empty_buffer
 
 FUSED_ELEMENTS = device.TILE
 RESTORES = True  # what a refusal finds done is taken back here
@@ -242,15 +242,13 @@ class Fused:
         )  # fmt: skip
 
     def run(self, lo: int, hi: int) -> tuple[int, int, int] | None:
-        """None, or (block, operation, element or -2) that refused; then nothing was done."""
+        """None, or (block, operation, element) that refused; then nothing was done."""
         if (lo, hi) != (0, self.blocks):
             raise ValueError(f"blocks {lo} to {hi} of {self.blocks}; all go at once.")
         why = self.go()
         if not why:
             return None
-        block, operation, element = self.refusal(why)
-        by_element = self.rows[operation][0] == UNSCALE
-        return block, operation, element if by_element else SOMEWHERE
+        return self.refusal(why)
 
     def go(self) -> int:
         """Run, and wait; returns why it was refused, or 0."""

@@ -64,16 +64,26 @@ def to_host(x: Any) -> Any:
     return module_of(x).asnumpy(x) if is_away(x) else np.asarray(x)
 
 
+def home(x: Any) -> Any:
+    """x itself, or what NumPy has of it if it is away; of no axis, a NumPy scalar."""
+    return to_host(x)[()] if is_away(x) else x
+
+
 def beside(x: Any, like: Any) -> Any:
     """x as an array where `like` is; x itself, if it is there."""
     if is_away(like):
         return x if is_away(x) else module_of(like).asarray(np.asarray(x))
-    return to_host(x) if is_away(x) else x
+    return home(x)
 
 
 def real_array(x: Any) -> Any:
     """x, or what np.asarray makes of what is no array."""
     return x if is_away(x) else np.asarray(x)
+
+
+def empty_beside(shape: Any, dtype: Any, like: Any) -> Any:
+    """An array of any content where `like` is."""
+    return module_of(like).empty(shape, dtype)
 
 
 def put(total: Any, at: Any, x: Any) -> None:
