@@ -14,6 +14,7 @@ class FixedOverflow(RevgradError, OverflowError):
     """
 
     target: str | None = None  # the variable, where a step of several statements knows it
+    step: int | None = None  # where it is raised later than it came about
 
     def __init__(self, message, index=None):
         super().__init__(message)

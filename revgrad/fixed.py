@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -241,6 +242,7 @@ class FusedStep:
         emit: dict[str, Reals] | None = None,
         cotangents: dict[str, Reals] | None = None,
         into: dict[str, Reals] | None = None,
+        step: int | None = None,
     ) -> dict[str, Any]:
         """Execute all statements, then decode variables into the arrays of `emit`.
 
@@ -249,6 +251,8 @@ class FusedStep:
         ratios: for each variable that is scaled, a Ratio or Segments(Ratio).
         cotangents: of every variable, float64, changed in place. into: where cotangents of vectors
             are written, float64 or float32; elsewhere they are new.
+        step: its number, of a step that need not be waited for: what is raised may then be raised
+            by `_ext.settle`, with that number; what is executed meanwhile changes nothing.
         Returns the cotangents found of what was read: a number for a number, a vector for Segments
         and vectors; what no statement reads is left out. A sum goes over blocks of FUSED_ELEMENTS
         from the start of each segment, and over these in order.
@@ -259,6 +263,9 @@ class FusedStep:
         bound = self._bound(reads, ratios, emit, into)
         if bound is not None:
             bound.set(reads, ratios, emit, cotangents or {}, into)
+            if bound.inverse is not None and step is not None and self.pull is None:
+                bound.start(partial(self._late, bound, step))
+                return {}
             self._in_chunks(bound, reads, ratios, 0, bound.blocks)
             return bound.found(reads, ratios) if self.pull is not None else {}
         if self.pull is not None:
@@ -357,6 +364,14 @@ class FusedStep:
         else:
             self._inverse().again(reads, ratios, span[0], at)
         raise error
+
+    def _late(self, bound: _Bound, step: int, refused: tuple) -> Exception:
+        """The error of a step that nobody waited for."""
+        at, operation, element = refused
+        s = self.statements[bound.plan.owner[operation]]
+        error: Any = self._error(s, {}, bound, at, element)
+        error.target, error.step = s.target, step
+        return error
 
     def _inverse(self, first: int | None = None) -> FusedStep:
         return FusedStep(
@@ -570,6 +585,14 @@ class _Bound:
         for k, buffer in enumerate(self.buffers):
             buffer.take_back(self.kernel.count(k))
         return refused
+
+    def start(self, error: Callable[[Any], Exception]) -> None:
+        """Run all blocks, without waiting for them."""
+        for k, buffer in enumerate(self.buffers):
+            self.kernel.words(k, *buffer.lend(0, self.undone))
+        self.kernel.start(error)
+        for k, buffer in enumerate(self.buffers):
+            buffer.take_back(self.kernel.count(k))
 
     def found(self, reads: dict, ratios: dict) -> dict[str, Any]:
         """The cotangents of what was read."""

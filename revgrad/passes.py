@@ -44,7 +44,7 @@ class Passes:
         reads, ratios = self._at(t, g)
         if ratios is None or not self.forward.fused(reads, ratios):
             return False
-        self.forward.run(reads, ratios)
+        self.forward.run(reads, ratios, step=t)
         return True
 
     def can_pull(self, t):

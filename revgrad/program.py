@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from revgrad._ext import homes
+from revgrad._ext import homes, settle
 from revgrad.errors import FixedOverflow, NotFinite, RatioRefused
 from revgrad.fixed import FixedArray, fraction_bits_for
 from revgrad.gradient import Gradient, GradientAndAux
@@ -58,6 +58,7 @@ class Program:
         self.schedule = Schedule(run, values.optimizer, exact=exact)
         self.range_was_guessed, self.inspect, self.decode = False, None, Decoder(run.layout)
         self._passes, self._visited = None, None
+        self._losses = []  # (step, loss) on a device, not looked at yet
         kind = Gradient if run.aux_layout is None else GradientAndAux
         self.gradient = kind(run, values)
 
@@ -145,6 +146,26 @@ class Program:
         self._one_by_one(state, t, value, g)
         return value
 
+    def settle(self, state):
+        """Wait for the steps taken: raises what an `advance` since the last call should have.
+
+        On a GPU nothing waits for a step, and steps after one that was refused change nothing, so
+        the state is as it was before that one; where a loss was not finite, it may be further.
+        """
+        late = None
+        try:
+            settle(state.variables["params"].values)
+        except FixedOverflow as error:
+            late = error
+        losses, self._losses = self._losses, []
+        found = homes.to_host(np.stack([x for _, x in losses])) if losses else ()
+        for (t, _), loss in zip(losses, found, strict=True):
+            if late is None or t <= late.step:
+                self._check_loss(loss, t)
+        if late is not None:
+            _, g = self.gradient.value(self.decode(state.variables["params"]), late.step)
+            raise self._overflow(late, late.step, late.target, g) from None
+
     def advance_pointwise(self, state, t, first=None):
         """`advance`; returns ((loss, aux), the points of its statements in order, g)."""
         value, g = self._first(first, state, t)
@@ -167,15 +188,21 @@ class Program:
     def _first(self, first, state, t):
         """((loss, aux), g) at the start of step t, unless they are known."""
         value, g = first or self.gradient.value(self.decode(state.variables["params"]), t)
-        if not np.isfinite(value[0]):
-            raise NotFinite(
-                f"step {t}: the loss is {value[0]}. Use a smaller learning rate or clipping, or "
-                "look at this step's batch.",
-                step=t,
-            )
+        if homes.is_away(value[0]):
+            self._losses.append((t, value[0]))
+        else:
+            self._check_loss(value[0], t)
         if self.inspect is not None:
             self.inspect(t, state, g)
         return value, g
+
+    def _check_loss(self, loss, t):
+        if not np.isfinite(loss):
+            raise NotFinite(
+                f"step {t}: the loss is {loss}. Use a smaller learning rate or clipping, or "
+                "look at this step's batch.",
+                step=t,
+            )
 
     def _overflow(self, error, t, target, g):
         if not np.all(np.isfinite(g)):

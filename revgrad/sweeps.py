@@ -40,6 +40,8 @@ def forwards(adjoint, run, values, *, remember):
         steps, first = facts["steps"], None
         begin = run.steps if facts["ended"] else facts["t"]
     for t in range(begin, run.steps):
+        if t % every_so_often(run.steps) == 0 or run.callback is not None or log:
+            program.settle(state)
         memory.before(t, state)
         survey.look(t, state)
         if log and log.due(t):
@@ -52,6 +54,7 @@ def forwards(adjoint, run, values, *, remember):
         if run.callback is not None and stops(run, t, loss, aux):
             steps = t + 1
             break
+    program.settle(state)
     if log and not remember:
         log.remove()
     elif log and begin < run.steps:

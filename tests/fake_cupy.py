@@ -41,6 +41,8 @@ SCALARS = (int, float, complex, np.generic)
 class ndarray(NDArrayOperatorsMixin):
     """An array on the "device": `home` is the NumPy array that stands for its memory."""
 
+    waits = 0  # how often the host waited for the device
+
     def __init__(self, home):
         self.home = np.asarray(home)
 
@@ -88,13 +90,14 @@ class ndarray(NDArrayOperatorsMixin):
     def __len__(self):
         return len(self.home)
 
-    __bool__ = lambda self: bool(self.home)
-    __float__ = lambda self: float(self.home)
-    __int__ = lambda self: int(self.home)
-    __index__ = lambda self: self.home.__index__()
+    __bool__ = lambda self: bool(self.get())
+    __float__ = lambda self: float(self.get())
+    __int__ = lambda self: int(self.get())
+    __index__ = lambda self: self.get().__index__()
     __iter__ = lambda self: map(_array, self.home)
 
     def get(self, stream=None, order="C", out=None, blocking=True):
+        ndarray.waits += blocking
         if out is None:
             return self.home.copy()
         if blocking or stream is None:

@@ -149,6 +149,36 @@ def test_overflow_names_step_and_leaf(cupy):
     train(0.01)  # and the device is well
 
 
+def steep(params, hyper, batch):
+    """Leaves the range at step 20 or so; the loss is then no number."""
+    return np.sum(np.exp(params["w"] * hyper) * batch)
+
+
+@pytest.mark.parametrize("rate", [-0.3, -3.0, -1e9])
+@pytest.mark.parametrize("adjoint", [rg.Reversible(), rg.Stored()])
+def test_what_is_raised_later_is_what_the_cpu_raises_at_once(cupy, rate, adjoint):
+    seen = []
+    for put in (put_nowhere, cupy.asarray):
+        train = lambda hyper: rg.train(
+            steep, {"w": put(PARAMS["w"])}, rg.Momentum(rate), lambda t: put(X[:6, :5] ** 2),
+            steps=50, hyper=hyper, adjoint=adjoint,
+        )  # fmt: skip
+        with np.errstate(all="ignore"), pytest.raises((FixedOverflow, NotFinite)) as caught:
+            rg.grad(lambda h: np.sum(train(h)["w"]))(1.5)
+        seen.append((caught.type, str(caught.value), getattr(caught.value, "index", None)))
+    assert seen[0] == seen[1]
+
+
+def test_training_does_not_wait_for_each_step(cupy):
+    x, y = cupy.asarray(X), cupy.asarray(Y)
+    params, waits = {k: cupy.asarray(v) for k, v in PARAMS.items()}, []
+    for steps in (1000, 2000):
+        before = cupy.ndarray.waits
+        rg.train(loss, params, rg.Momentum(0.1), [(x, y)], steps=steps, hyper={"l2": 0.0})
+        waits.append(cupy.ndarray.waits - before)
+    assert waits[0] < 200 and waits[1] - waits[0] < 20  # words are counted every hundred steps
+
+
 def test_a_gradient_that_differs_is_noticed(cupy):
     calls = []
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from revgrad._ext.homes import is_away
 
-__all__ = ["kernel", "kernel_of", "tail_beside"]
+__all__ = ["kernel", "kernel_of", "settle", "tail_beside"]
 
 
 def _load() -> Any:
@@ -31,6 +31,12 @@ kernel = _load()
 def kernel_of(x: Any) -> Any:
     """The kernel for arrays of x's kind."""
     return importlib.import_module("revgrad._ext.cuda") if is_away(x) else kernel
+
+
+def settle(x: Any) -> None:
+    """Wait for what was started where x is. Raises: what that should have raised, with `step`."""
+    if is_away(x):
+        kernel_of(x).settle()
 
 
 def tail_beside(x: Any, tail: Any, keep: bool) -> Any:

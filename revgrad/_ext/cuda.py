@@ -39,10 +39,15 @@ compare = kernel.compare  # of host integers, before they go anywhere
 
 
 class Launches:
-    """Of one device: the number of the last one, and whether one was refused."""
+    """Of one device: the number of the last one, and whether one was refused.
+
+    later: what to raise, by the number of a launch that nobody waited for: a function of (where it
+    was refused, as `Fused.refusal` has it).
+    """
 
     def __init__(self) -> None:
         self.status, self.serial = cupy.zeros(2, np.int64), 0
+        self.later: dict[int, tuple[Fused, Any, Callable[[Any], Exception]]] = {}
 
     def next(self) -> Any:
         self.serial += 1
@@ -53,7 +58,18 @@ class Launches:
         serial, why = self.status.get().tolist()
         if serial:
             self.status.fill(0)
+        later, self.later = self.later, {}
+        if serial in later:
+            fused, codes, error = later[serial]
+            raise error(fused.refusal(why, codes))
         return serial, why
+
+
+def settle() -> None:
+    """Wait for the launches that nobody waited for. Raises: what the first refused one left."""
+    here = launches()
+    if here.later:
+        here.refused()
 
 
 _launches: dict[int, Launches] = {}
@@ -255,10 +271,14 @@ class Fused:
         serial = self.launch()
         if self.inverse is None:  # there is nothing to refuse
             return 0
-        at, why = launches().refused()
-        if at not in (0, serial):
-            raise AssertionError(f"launch {at} was refused, and nobody asked before {serial}")
+        _, why = launches().refused()
         return why
+
+    def start(self, error: Callable[[Any], Exception]) -> None:
+        """Run, and leave it to `settle`, or to who waits next, to raise what error(refusal) is."""
+        serial = self.launch()
+        if self.inverse is not None:
+            launches().later[serial] = self, self.values["refusals"], error
 
     def launch(self) -> int:
         """Start all kernels of a run, and wait for none; returns its number."""
@@ -309,11 +329,13 @@ class Fused:
                     status, serial,
                 ))  # fmt: skip
 
-    def refusal(self, why: int) -> tuple[int, int, int]:
+    def refusal(self, why: int, codes: Any = None) -> tuple[int, int, int]:
+        """(block, operation, element); codes: of the tiles, if not those of the last run."""
         if why == EMPTY:
             last = next(k for k, row in enumerate(self.rows) if row[0] == UNSCALE)
             return self.blocks - 1, last, int(self.host_starts[-2])
-        codes = self.values["refusals"][: self.blocks].get()
+        codes = self.values["refusals"] if codes is None else codes
+        codes = codes[: self.blocks].get()
         bad = np.flatnonzero(codes != GOOD)
         block = int(bad[-1 if self.backwards else 0])
         operation, element = device.refused_at(int(codes[block]), self.rows)
