@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import subprocess
 import sys
 import sysconfig
 import time
@@ -15,6 +14,7 @@ import numpy as np
 
 from revgrad import __version__
 from revgrad._ext import kernel, reference
+from revgrad._ext.homes import devices
 from revgrad.buffer import SEGMENT_BYTES, BignumBuffer, InformationBuffer, threads
 from revgrad.fixed import FixedArray, FusedStep
 from revgrad.optimizers import Momentum
@@ -35,24 +35,8 @@ def facts() -> dict[str, str]:
         "Python's compiler": str(sysconfig.get_config_var("CC")),
         "instruction set": f"{in_use} (of {', '.join(sets) or 'none'})",
         "threads": str(threads()),
-        "GPU": gpu(),
+        "GPU": devices(),
     }
-
-
-def gpu() -> str:
-    """What CuPy or, without it, the driver sees."""
-    try:
-        import cupy
-
-        return f"{cupy.cuda.runtime.getDeviceCount()} seen by CuPy {cupy.__version__}"
-    except Exception as error:  # no CuPy, no driver, no device: each in its own way
-        reason = type(error).__name__
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return "none seen"
-    seen = done.stdout.strip().splitlines()
-    return f"{seen[0]}, but no usable CuPy ({reason})" if seen else "none seen"
 
 
 def returns_exactly(rng: np.random.Generator) -> None:

@@ -298,6 +298,13 @@ class Device:
     id = 0
 
 
+class Runtime:
+    count = 1
+
+    def getDeviceCount(self):
+        return self.count
+
+
 def _module():
     cupy = types.ModuleType("cupy")
     cupy.ndarray, cupy.RawModule = ndarray, RawModule
@@ -315,7 +322,7 @@ def _module():
         setattr(cupy, name, _made(getattr(np, name)))
     cupy.cuda = types.SimpleNamespace(
         Device=Device, Stream=Stream, Event=Event, get_current_stream=lambda: Stream.null,
-        alloc_pinned_memory=bytearray,
+        alloc_pinned_memory=bytearray, runtime=Runtime(),
     )  # fmt: skip
     cupy.__spec__ = ModuleSpec("cupy", None)
     return cupy

@@ -221,5 +221,37 @@ def test_only_core_dependencies_are_imported_at_once(path):
     assert foreign_imports(path) <= CORE | about
 
 
+MAY_NAME_CUPY = ("_ext", "data", "interop")
+
+
+def names_of_gpus(path):
+    """Where a file's code, not its text for people, says cupy."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if "cupy"
+        in (
+            getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "value", None),
+            getattr(node, "module", None), *(a.name for a in getattr(node, "names", ())
+                                             if isinstance(a, ast.alias)),
+        )
+    ]  # fmt: skip
+
+
+def test_no_kind_of_array_is_asked_for_elsewhere():
+    for path in PACKAGE.rglob("*.py"):
+        if module_name(path, PACKAGE).split(".")[0] not in MAY_NAME_CUPY:
+            assert names_of_gpus(path) == [], path
+
+
+@pytest.mark.parametrize(
+    "line", ["import cupy", "from cupy import ndarray", 'x = "cupy"', "cupy.zeros(3)", "f(x.cupy)"]
+)
+def test_a_planted_kind_is_caught(tmp_path, line):
+    path = tmp_path / "nn.py"
+    path.write_text(line)
+    assert names_of_gpus(path)
+
+
 def test_the_tape_knows_no_arrays():
     assert foreign_imports(PACKAGE / "tape.py") == set()

@@ -268,7 +268,7 @@ class Fused:
 
     def go(self) -> int:
         """Run, and wait; returns why it was refused, or 0."""
-        serial = self.launch()
+        self.launch()
         if self.inverse is None:  # there is nothing to refuse
             return 0
         _, why = launches().refused()

@@ -5,6 +5,7 @@ CuPy answers NumPy's protocols; SciPy's functions ask none, and its ufuncs CuPy 
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -46,6 +47,28 @@ def at_home(function: Callable[..., Any], module: str) -> Callable[..., Any]:
 
 
 PLAIN = (np.ndarray, np.generic)
+
+
+def module(name: str) -> Any:
+    """The module of a kind, by its name in the table. Raises: ImportError."""
+    if name not in HOMES:
+        raise ImportError(f"{name!r} is none of {sorted(HOMES)}.")
+    return import_module(name)
+
+
+def devices() -> str:
+    """What CuPy or, without it, the driver sees."""
+    try:
+        cupy = module("cupy")
+        return f"{cupy.cuda.runtime.getDeviceCount()} seen by CuPy {cupy.__version__}"
+    except Exception as error:  # no CuPy, no driver, no device: each in its own way
+        reason = type(error).__name__
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "none seen"
+    seen = done.stdout.strip().splitlines()
+    return f"{seen[0]}, but no usable CuPy ({reason})" if seen else "none seen"
 
 
 def is_away(x: Any) -> bool:

@@ -1,0 +1,60 @@
+"""Arrays come from and go to PyTorch and JAX without copies, and a missing GPU is said so."""
+
+import sys
+
+import fake_cupy
+import numpy as np
+import pytest
+
+import revgrad as rg
+from revgrad import interop
+
+
+def test_torch_and_back_without_a_copy():
+    torch = pytest.importorskip("torch")
+    given = {"w": torch.arange(6.0).reshape(2, 3), "n": 3, "g": torch.ones(2, requires_grad=True)}
+    found = interop.from_dlpack(given)
+    assert type(found["w"]) is np.ndarray and found["w"].dtype == np.float32 and found["n"] == 3
+    assert type(found["g"]) is np.ndarray
+    found["w"][0, 0] = 7
+    assert given["w"][0, 0] == 7
+    again = interop.to_torch(found)
+    again["w"][1, 1] = -1
+    assert found["w"][1, 1] == -1 and again["n"] == 3
+    frozen = np.zeros(3)
+    frozen.setflags(write=False)
+    assert interop.to_torch(frozen).tolist() == [0, 0, 0]
+
+
+def test_jax_and_back():
+    jax = pytest.importorskip("jax")
+    found = interop.from_dlpack((jax.numpy.arange(3.0), np.ones(2)))
+    assert type(found[0]) is np.ndarray and found[0].tolist() == [0, 1, 2]
+    again = interop.to_jax({"x": np.ones(3, np.float32)})
+    assert isinstance(again["x"], jax.Array) and float(again["x"].sum()) == 3
+
+
+def test_trained_on_what_torch_gave():
+    torch = pytest.importorskip("torch")
+    x = interop.from_dlpack(torch.linspace(-1, 1, 8, dtype=torch.float64))
+    loss = lambda w, _, x: np.sum((x * w["a"] - 2 * x) ** 2)
+    trained = rg.train(loss, {"a": np.zeros(())}, rg.Momentum(0.1), [x] * 30)
+    assert abs(float(interop.to_torch(trained)["a"]) - 2) < 0.1
+
+
+def test_a_gpu_that_is_not_there_is_said_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(RuntimeError, match="CuPy is not installed; pip install"):
+        interop.on_gpu({"w": np.zeros(3)})
+    with fake_cupy.installed() as cupy:
+        cupy.cuda.runtime.count = 0
+        with pytest.raises(RuntimeError, match="sees no GPU"):
+            interop.on_gpu(np.zeros(3))
+
+
+def test_there_and_back():
+    with fake_cupy.installed() as cupy:
+        there = interop.on_gpu({"w": np.arange(3.0), "rate": 0.1})
+        assert type(there["w"]) is cupy.ndarray and there["rate"] == 0.1
+        here = interop.on_cpu(there)
+        assert type(here["w"]) is np.ndarray and here["w"].tolist() == [0, 1, 2]
