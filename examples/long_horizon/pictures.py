@@ -11,28 +11,36 @@ LABELS = {
 
 def degradation(path, found, factors, shared):
     """Figure 2: fluctuation of hypergradients, and of means of more and more of them."""
-    figure, axes = plt.subplots(2, 4, figsize=(13, 6), layout="constrained", sharey="row")
+    count = len(found)
+    figure, axes = plt.subplots(count + 1, 4, figsize=(12, 8), layout="constrained", sharey="row")
     labels = {"greedy": "greedy", "1": "final loss, per step", "20": "final loss, shared by 20"}
-    for ax, factor in zip(axes[0], factors, strict=True):
-        for kind, label in labels.items():
-            ratio = np.divide(found[factor][kind]["std"], np.abs(found[factor][kind]["mean"]))
-            at = (np.arange(len(ratio)) + 0.5) * len(found[factor]["1"]["std"]) / len(ratio)
-            smooth = (
-                ratio if kind == "20" else np.convolve(np.pad(ratio, 2, "edge"), [0.2] * 5, "valid")
-            )
-            ax.semilogy(at, smooth, "o-" if kind == "20" else "-", ms=4, label=label)
-        ax.set(title=f"other {factor}", xlabel="step")
-    axes[0, 0].set_ylabel("std / |mean|")
+    for row, (rate, by_factor) in zip(axes, found.items(), strict=False):
+        for ax, factor in zip(row, factors, strict=True):
+            for kind, label in labels.items():
+                _ratios(ax, by_factor[factor], kind, label)
+            ax.set(title=f"other {factor}, rate {rate}", xlabel="step")
+        row[0].set_ylabel("std / |mean|")
     axes[0, 0].legend(frameon=False, fontsize=8)
-    for ax, factor in zip(axes[1], factors, strict=True):
-        spread = [np.mean(found[factor][str(n)]["std"]) / n for n in shared]
-        ax.loglog(shared, spread / spread[0], "o-", label="measured")
+    for ax, factor in zip(axes[-1], factors, strict=True):
+        for rate, by_factor in found.items():
+            spread = [np.mean(by_factor[factor][str(n)]["std"]) / n for n in shared]
+            ax.loglog(shared, spread / spread[0], "o-", label=f"rate {rate}")
         ax.loglog(shared, np.power(shared, -0.5), "--", color="0.5", label="1 / root of n")
         ax.set(xlabel="n, steps that share a value", xticks=shared, xticklabels=shared)
         ax.minorticks_off()
-    axes[1, 0].set_ylabel("std of the mean of n, relative")
-    axes[1, 0].legend(frameon=False, fontsize=8)
+    axes[-1, 0].set_ylabel("std of the mean of n, relative")
+    axes[-1, 0].legend(frameon=False, fontsize=8)
     _finish(figure, path)
+
+
+def _ratios(ax, kinds, kind, label):
+    """std / |mean| over the steps; of what is per step the median of 5."""
+    ratio = np.divide(kinds[kind]["std"], np.abs(kinds[kind]["mean"]))
+    at = (np.arange(len(ratio)) + 0.5) * len(kinds["1"]["std"]) / len(ratio)
+    if kind != "20":
+        padded = np.pad(ratio, 2, "edge")
+        ratio = np.median([padded[k : k + len(ratio)] for k in range(5)], axis=0)
+    ax.semilogy(at, ratio, "o-" if kind == "20" else "-", ms=4, label=label)
 
 
 def schedules(path, found):
