@@ -2,11 +2,11 @@
 
     python examples/long_horizon/gradient_degradation.py [--folder docs/reproduction] [--quick]
 
-A constant rate, learned per step. One thing at a time is changed a little: the order of batches, the
-examples that validate, the initial weights (by 1%), the rate (by 1%); `rg.diagnose` says how much
-the hypergradient of each step then fluctuates, greedy (of the loss right after the step) or of the
-final loss. Values that n steps share have the mean of n of these: were they independent, its spread
-would fall with the square root of n.
+A constant rate, learned per step. One thing at a time is changed a little: the order of batches,
+the examples that validate, the initial weights (by 1%), the rate (by 1%); `rg.diagnose` says how
+much the hypergradient of each step then fluctuates, greedy (of the loss right after the step) or of
+the final loss. Values that n steps share have the mean of n of these: were they independent, its
+spread would fall with the square root of n.
 
 Reduced: LeNet in float64 on MNIST (the paper: SVHN), 100 steps of 32 (400 of 64), 6 repeats; at the
 paper's rate of 0.05, which is about the best for MNIST over so few steps, so that slopes have no
