@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard revgrad/_ext/*.pyx revgrad/_ext/*.pxd revgrad/_ext/*.h)
 
-.PHONY: demo test lint bench figures oracles clean
+.PHONY: demo test test-gpu lint bench figures oracles clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -17,6 +17,11 @@ demo: $(VENV)/ready-examples
 
 test: $(VENV)/ready-examples,test
 	$(BIN)/python -m pytest $(ARGS)
+
+# On a machine with an NVIDIA GPU; CUDA=cuda13 for a driver of that series.
+CUDA ?= cuda12
+test-gpu: $(VENV)/ready-examples,test,$(CUDA)
+	$(BIN)/python -m pytest tests/gpu $(ARGS)
 
 lint: $(VENV)/ready-examples,test
 	$(BIN)/python -m ruff check .

@@ -297,6 +297,9 @@ Stream.null = Stream()
 class Device:
     id = 0
 
+    def synchronize(self):
+        pass
+
 
 class Runtime:
     count = 1
@@ -304,10 +307,16 @@ class Runtime:
     def getDeviceCount(self):
         return self.count
 
+    def getDeviceProperties(self, _device):
+        return {"name": b"no GPU"}
+
+    def driverGetVersion(self):
+        return 0
+
 
 def _module():
     cupy = types.ModuleType("cupy")
-    cupy.ndarray, cupy.RawModule = ndarray, RawModule
+    cupy.ndarray, cupy.RawModule, cupy.__version__ = ndarray, RawModule, "fake"
     cupy.asarray = lambda x, dtype=None: (
         x
         if isinstance(x, ndarray) and dtype in (None, x.dtype)

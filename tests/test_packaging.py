@@ -17,7 +17,7 @@ import revgrad
 
 ROOT = Path(__file__).parent.parent
 CORE = {"numpy", "gmpy2", "optree", "threadpoolctl", "tqdm"}
-EXTRAS = {"cuda12", "cuda13", "examples", "test", "oracle", "bench", "docs"}
+EXTRAS = {"cuda12", "cuda13", "nvrtc", "examples", "test", "oracle", "bench", "docs"}
 PROBE = """
 import sys
 import numpy as np

@@ -1,0 +1,68 @@
+"""On a device: what test_cuda.py and test_cuda_train.py show of the same kernels on a CPU.
+
+The tests imported here get the real CuPy from this folder's conftest.
+"""
+
+import numpy as np
+import pytest
+import test_fused as fusing
+from test_cuda import (  # noqa: F401  (pytest collects them)
+    check_steps,
+    test_a_ratio_above_one_is_refused_with_advice,
+    test_a_refusal_changes_nothing_and_names_the_element,
+    test_an_undo_too_many_is_refused_and_changes_nothing,
+    test_encoding_decoding_and_rounding_scales_agree,
+    test_fused_steps_have_the_cpus_bits,
+    test_pull_backs_have_the_cpus_bits,
+    test_scales_agree_at_every_edge_and_over_many_tiles,
+    test_scales_of_all_ratios_agree,
+    test_so_have_those_with_numbers_per_element_and_floats,
+    test_sums_agree,
+    test_the_one_head_that_says_nothing,
+    test_words_go_to_the_host_and_come_back,
+    test_words_that_are_not_kept_are_counted,
+)
+from test_cuda_train import (  # noqa: F401
+    ADJOINTS,
+    OPTIMIZERS,
+    hypergradient,
+    test_a_gradient_that_differs_is_noticed,
+    test_a_run_that_was_killed_goes_on,
+    test_hyper_on_the_device_has_its_derivative_there,
+    test_overflow_names_step_and_leaf,
+)
+
+
+@pytest.mark.parametrize("size", [1_000_003, 3_000_000])
+def test_large_vectors_have_the_cpus_bits(cupy, size):
+    check_steps(cupy, *fusing.LISTS["adam"], size, steps=3)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_adjoints_agree_to_the_bit_and_a_run_with_itself(cupy, optimizer):
+    """Gradients are the device's own here, so the CPU's bits are not to be had."""
+    names = ("reversible", "stored", "checkpointed")
+    found = [hypergradient(cupy.asarray, optimizer, ADJOINTS[name], steps=40) for name in names]
+    again = hypergradient(cupy.asarray, optimizer, ADJOINTS["reversible"], steps=40)
+    assert all(x[:3] == again[:3] for x in found)
+    assert found[0][3].returned_exactly
+
+
+def test_the_hypergradient_is_near_the_cpus(cupy):
+    here = hypergradient(lambda x: x, "momentum", ADJOINTS["reversible"])
+    there = hypergradient(cupy.asarray, "momentum", ADJOINTS["reversible"])
+    for name in ("rate", "m", "l2"):
+        one, other = (np.frombuffer(x[1][name], np.float64) for x in (here, there))
+        assert np.allclose(one, other, rtol=1e-3, atol=1e-6)  # float32 products, in another order
+
+
+def test_products_of_matrices_repeat(cupy):
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, np.float64):
+        a, b = (cupy.asarray(rng.standard_normal((300, 300)).astype(dtype)) for _ in range(2))
+        assert len({(a @ b).tobytes() for _ in range(20)}) == 1
+
+
+def test_float32_products_are_not_those_of_tf32(cupy):
+    a = cupy.full((256, 256), 1 + 2.0**-12, np.float32)
+    assert abs(float((a @ a)[0, 0]) / 256 - (1 + 2.0**-12) ** 2) < 1e-6  # TF32 drops 2**-12
