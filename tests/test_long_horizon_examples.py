@@ -56,10 +56,10 @@ def test_gradients_degrade_and_sharing_helps(tmp_path):
 
 def test_schedules_from_zero(tmp_path):
     found, _ = run("schedules_from_zero", tmp_path)
-    learned = [row["test"] for kind, row in found["noise"].items() if kind != "functional"]
+    learned = [row["test"] for kind, row in found.items() if kind != "functional"]
     assert min(learned) > 50  # after three outer steps from 0
-    assert found["noise"]["functional"]["rates"][0] > 0
-    assert np.ptp(found["noise"]["shared"]["rates"][:4]) == 0
+    assert found["functional"]["rates"][0] > 0
+    assert np.ptp(found["shared"]["rates"][:4]) == 0
 
 
 def test_table_1(tmp_path):

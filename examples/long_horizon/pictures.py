@@ -43,19 +43,17 @@ def _ratios(ax, kinds, kind, label):
     ax.semilogy(at, ratio, "o-" if kind == "20" else "-", ms=4, label=label)
 
 
-def schedules(path, found):
-    """Figure 3: the schedules that were learned."""
-    figure, axes = plt.subplots(1, len(found), figsize=(6 * len(found), 4), layout="constrained")
-    for ax, (name, rows) in zip(np.atleast_1d(axes), found.items(), strict=True):
-        for kind, row in rows.items():
-            rates, width = np.asarray(row["rates"]), len(row["rates"]) // 10
-            if kind in ("greedy", "unshared"):
-                rates = np.convolve(
-                    np.pad(rates, width // 2, "edge"), np.ones(width) / width, "valid"
-                )
-            ax.plot(rates, label=f"{kind}: {row['test']:.1f} %")
-        ax.set(title=name, xlabel="step", ylabel="learning rate (per-step ones averaged)")
-        ax.legend(frameon=False, title="test accuracy", fontsize=8)
+def schedules(path, rows):
+    """Figure 3: the schedules that were learned; those per step averaged over a tenth."""
+    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    for kind, row in rows.items():
+        rates, width = np.asarray(row["rates"]), len(row["rates"]) // 10
+        if kind in ("greedy", "unshared"):
+            padded = np.pad(rates, (width // 2, (width - 1) // 2), "edge")
+            rates = np.convolve(padded, np.ones(width) / width, "valid")
+        ax.plot(rates, label=f"{kind}: {row['test']:.1f} %")
+    ax.set(xlabel="step", ylabel="learning rate")
+    ax.legend(frameon=False, title="test accuracy", fontsize=8)
     _finish(figure, path)
 
 
