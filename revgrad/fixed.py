@@ -571,7 +571,8 @@ class _Bound:
             return np.empty_like(self._like, dtype=np.float64)
         if array is None:
             raise ValueError(f"{name!r} is not given; pass cotangents of every variable.")
-        if what != "read" and not (array.flags.c_contiguous and array.flags.writeable):
+        ours = array.flags.c_contiguous and getattr(array.flags, "writeable", True)  # CuPy's are
+        if what != "read" and not ours:
             raise ValueError(f"{name!r} is read-only or not contiguous; pass another array.")
         if what == "ct" and array.dtype != np.float64:
             raise ValueError(f"{name!r} is {array.dtype}; pass float64.")

@@ -209,7 +209,8 @@ class Replay:
         self.names.update(zip(i.outputs, names, strict=True))
         self.made += names
         self.space.update(dict.fromkeys(names))
-        if i.primitive.name in _REDUCTIONS:
+        of_numpy = issubclass(_kind(_value(i.inputs[0])), (np.ndarray, np.generic))
+        if i.primitive.name in _REDUCTIONS and of_numpy:
             call = self._reduction(i, "None")
         else:
             arguments += self._static(i)

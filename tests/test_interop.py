@@ -1,5 +1,6 @@
 """Arrays come from and go to PyTorch and JAX without copies, and a missing GPU is said so."""
 
+import functools
 import sys
 
 import fake_cupy
@@ -58,3 +59,11 @@ def test_there_and_back():
         assert type(there["w"]) is cupy.ndarray and there["rate"] == 0.1
         here = interop.on_cpu(there)
         assert type(here["w"]) is np.ndarray and here["w"].tolist() == [0, 1, 2]
+
+
+def test_cupy_has_what_the_fake_takes():
+    real = pytest.importorskip("cupy")
+    for name in fake_cupy.KNOWN:
+        functools.reduce(getattr, name.split("."), real)
+    for name in (*fake_cupy.METHODS, "get", "set", "tolist", "tobytes", "fill", "flags"):
+        assert hasattr(real.ndarray, name)
