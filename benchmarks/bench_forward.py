@@ -215,7 +215,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json")
     options = parser.parse_args()
-    rounds, steps = (1, {"mlp": 8}) if options.quick else (options.rounds, STEPS)
+    rounds, steps = (1, {"mlp": 14}) if options.quick else (options.rounds, STEPS)
     print("| problem | rates | H | / plain | budget | a column / plain | copies of params each |")
     print("|---|---|---|---|---|---|---|")
     rows = [
