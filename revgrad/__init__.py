@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from revgrad import interop
 from revgrad.adjoints import (
     Checkpointed,
     Forward,
@@ -126,6 +127,7 @@ __all__ = [
     "grad",
     "hessian",
     "hvp",
+    "interop",
     "jacfwd",
     "jacrev",
     "jvp",

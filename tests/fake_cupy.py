@@ -38,13 +38,15 @@ POINTERS = {
 SCALARS = (int, float, complex, np.generic)
 # Functions of NumPy's that CuPy 14 was seen to have; before adding one, look (no GPU is needed).
 KNOWN = {
-    "absolute", "add", "all", "argmin", "argsort", "bitwise_and", "bitwise_or", "broadcast_to",
-    "clip", "concatenate", "copy", "copyto", "cumsum", "divide", "empty_like", "equal", "exp",
-    "expand_dims", "full_like", "greater_equal", "invert", "isfinite", "less", "linalg.norm",
-    "log", "matmul", "max", "maximum", "mean", "min", "minimum", "multiply", "ndim", "negative",
-    "ones_like", "power", "ravel", "reshape", "result_type", "rint", "shape", "sign", "size",
-    "sqrt", "square", "stack", "subtract", "sum", "swapaxes", "take", "tanh", "transpose",
-    "where", "zeros_like",
+    "absolute", "add", "all", "any", "argmax", "argmin", "argsort", "bitwise_and", "bitwise_or",
+    "broadcast_to", "ceil", "clip", "concatenate", "copy", "copyto", "cumsum", "divide", "dot",
+    "einsum", "empty_like", "equal", "exp", "expand_dims", "expm1", "fabs", "floor", "full_like",
+    "greater", "greater_equal", "invert", "isfinite", "less", "less_equal", "linalg.norm", "log",
+    "log1p", "logaddexp", "logical_and", "logical_not", "logical_or", "matmul", "max", "maximum",
+    "mean", "min", "minimum", "moveaxis", "multiply", "ndim", "negative", "not_equal",
+    "ones_like", "pad", "power", "prod", "ravel", "repeat", "reshape", "result_type", "rint",
+    "shape", "sign", "size", "sqrt", "square", "squeeze", "stack", "std", "subtract", "sum",
+    "swapaxes", "take", "tanh", "tensordot", "transpose", "var", "where", "zeros_like",
 }  # fmt: skip
 
 
