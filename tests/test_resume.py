@@ -383,7 +383,11 @@ def interrupted_by(tmp_path, monkeypatch, act, error):
 
 def test_ctrl_c(tmp_path, monkeypatch):
     interrupt = lambda: signal.raise_signal(signal.SIGINT)
-    interrupted_by(tmp_path, monkeypatch, interrupt, KeyboardInterrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+    try:
+        interrupted_by(tmp_path, monkeypatch, interrupt, KeyboardInterrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_memory_that_runs_out(tmp_path, monkeypatch):
