@@ -78,15 +78,10 @@ def _processor():
     return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
 
 
-def _belongings(program, adjoint, remember):
-    """What the run is made of, by the name of what a user would look at."""
-    run, values, layout = program.run, program.values, program.layout
-    optimizer = run.optimizer.name
-    statements = [(type(s).__name__, s.target, *s.reads) for s in run.optimizer.statements]
+def belongings(run, values):
+    """What any run is made of, by the name of what a user would look at."""
+    layout = run.layout
     found = {
-        "adjoint": repr(adjoint),
-        "optimizer": f"{optimizer} {statements}",
-        "arithmetic": repr(run.arithmetic),
         "number of steps": run.steps,
         "state['t']": run.first_t,
         "tree, shapes or dtypes of the params": digest(
@@ -94,39 +89,44 @@ def _belongings(program, adjoint, remember):
         ),
         "params": digest(*values.params),
         "hyper": digest(*values.hyper, *map(str, run.hyper_every)),
+    }
+    return found | {f"state[{name!r}]": digest(*leaves) for name, leaves in values.warm.items()}
+
+
+def statements_of(optimizer):
+    """An optimizer's list, as far as text tells."""
+    return [(type(s).__name__, s.target, *s.reads) for s in optimizer.statements]
+
+
+def _belongings(program, adjoint, remember):
+    """What a run of `train` is made of."""
+    run, values = program.run, program.values
+    optimizer = run.optimizer.name
+    found = {
+        "adjoint": repr(adjoint),
+        "optimizer": f"{optimizer} {statements_of(run.optimizer)}",
+        "arithmetic": repr(run.arithmetic),
+        **belongings(run, values),
         "derivative asked for (the run was traced or not)": remember,
     }
-    for name, leaves in values.warm.items():
-        found[f"state[{name!r}]"] = digest(*leaves)
     for name, leaves in values.optimizer.items():
         spread = run.spreads[name]
         found[f"{optimizer}({name}=...)"] = digest(*leaves, str(spread.every), str(spread.owner))
     return found
 
 
-class Log:
-    """The save file of one run; see the module docstring.
+class SaveFile:
+    """What save files of runs have in common: when one is due, and whose it is.
 
-    columns: of tangents that ride along, where they do; what they are is saved as `extra`, arrays
-    of float64 by name, and found in `extra`, flat, when it was read.
+    belongs: what the run is made of, by name. door: the function that a user called.
     """
 
-    def __init__(self, program, adjoint, remember, columns=None):
-        self.program, self.saving = program, program.run.saving
-        self.keeps_words = adjoint.keep and remember
-        self.belongs, self.extra = _belongings(program, adjoint, remember), {}
-        if columns is not None:
-            self.belongs["choice of what is differentiated"] = digest(*columns.arrays())
-        self.around = environment(program.run.report.blas_threads)
-        self.pending, self.last, self.clock, self.origin = None, None, monotonic(), None
+    door = "train"
 
-    def begin_back(self, ct_variables, ct_watched):
-        """Note with what the way back begins; what is pending if it began with the same."""
-        watched = [] if ct_watched is None else [ct_watched]
-        self.origin = digest(*ct_variables.values(), *watched, len(watched))
-        return self.pending if self.pending and self.pending.origin == self.origin else None
-
-    # Writing.
+    def __init__(self, run, belongs):
+        self.saving, self.belongs = run.saving, belongs
+        self.around = environment(run.report.blas_threads)
+        self.last, self.clock = None, monotonic()
 
     def due(self, t):
         """Whether to save at step t."""
@@ -135,6 +135,63 @@ class Log:
         if self.saving.every is not None:
             return t != self.last and t % self.saving.every == 0
         return monotonic() - self.clock >= SECONDS
+
+    def was_written(self, t):
+        self.last, self.clock = t, monotonic()
+
+    def remove(self):
+        """The run is over: nothing is left to be taken up."""
+        Path(self.saving.path).unlink(missing_ok=True)
+
+    def check_belongs(self, facts):
+        """Raises: NotResumed unless the file is of this run."""
+        for name, now in (self.belongs | self.around).items():
+            was = (facts["belongs"] | facts["around"]).get(name)
+            if was != now:
+                said = name in self.around or name in ("adjoint", "number of steps")
+                known = f" ({was}, now {now})" if said else ""
+                raise self.refusal(f"another {name}{known}")
+        if len(facts["belongs"]) != len(self.belongs):
+            raise self.refusal("another optimizer or state")
+
+    def check_gradient(self, t, g, expected):
+        """Raises: NotResumed unless g has the digest that the file has."""
+        if digest(g) != expected:
+            raise NotResumed(
+                f"the gradient of step {t} is not the one that {self.saving.path} was saved with: "
+                "another loss, or other data (batches, or what is no float in hyper); or the "
+                "gradient differs between runs, as with a random loss. Put back what the run was "
+                "begun with, or delete the file to begin anew."
+            )
+
+    def refusal(self, what):
+        return NotResumed(
+            f"{self.saving.path} was saved by a run with {what}. Call {self.door} with what it was "
+            "begun with, or delete the file to begin anew."
+        )
+
+
+class Log(SaveFile):
+    """The save file of one run; see the module docstring.
+
+    columns: of tangents that ride along, where they do; what they are is saved as `extra`, arrays
+    of float64 by name, and found in `extra`, flat, when it was read.
+    """
+
+    def __init__(self, program, adjoint, remember, columns=None):
+        super().__init__(program.run, _belongings(program, adjoint, remember))
+        self.program, self.keeps_words, self.extra = program, adjoint.keep and remember, {}
+        if columns is not None:
+            self.belongs["choice of what is differentiated"] = digest(*columns.arrays())
+        self.pending, self.origin = None, None
+
+    def begin_back(self, ct_variables, ct_watched):
+        """Note with what the way back begins; what is pending if it began with the same."""
+        watched = [] if ct_watched is None else [ct_watched]
+        self.origin = digest(*ct_variables.values(), *watched, len(watched))
+        return self.pending if self.pending and self.pending.origin == self.origin else None
+
+    # Writing.
 
     def forwards(self, t, steps, state, memory, watched, largest, g=None, extra=()):
         """Save the state before step t of a run of `steps` steps; returns its (value, gradient)."""
@@ -189,11 +246,7 @@ class Log:
         files.write(
             self.saving.path, FORM, facts, tensors, (piece for some in content for piece in some)
         )
-        self.last, self.clock = t, monotonic()
-
-    def remove(self):
-        """The run is over: nothing is left to be taken up."""
-        Path(self.saving.path).unlink(missing_ok=True)
+        self.was_written(t)
 
     # Reading.
 
@@ -208,30 +261,14 @@ class Log:
             return None
         try:
             with files.Reader(self.saving.path, FORM) as file:
-                self._check_belongs(file.facts)
+                self.check_belongs(file.facts)
+                if file.facts["fraction bits"] != self.fraction_bits:
+                    raise self.refusal("another first gradient: another loss, or other data")
                 return self._read(file)
         except NotResumed:
             raise
         except ValueError as error:
             raise NotResumed(f"{error} Delete it to begin anew.") from None
-
-    def _check_belongs(self, facts):
-        for name, now in (self.belongs | self.around).items():
-            was = (facts["belongs"] | facts["around"]).get(name)
-            if was != now:
-                said = name in self.around or name in ("adjoint", "number of steps")
-                known = f" ({was}, now {now})" if said else ""
-                raise self._refusal(f"another {name}{known}")
-        if len(facts["belongs"]) != len(self.belongs):
-            raise self._refusal("another optimizer or state")
-        if facts["fraction bits"] != self.fraction_bits:
-            raise self._refusal("another first gradient: another loss, or other data")
-
-    def _refusal(self, what):
-        return NotResumed(
-            f"{self.saving.path} was saved by a run with {what}. Call train with what it was begun "
-            "with, or delete the file to begin anew."
-        )
 
     def _read(self, file):
         facts, read, buffers = file.facts, {}, {}
@@ -286,11 +323,4 @@ class Log:
 
     def _check_gradient(self, facts, leaves):
         t = min(facts["t"], facts["steps"] - 1)
-        g = self.program.gradient.value(leaves, t)[1]
-        if digest(g) != facts["gradient"]:
-            raise NotResumed(
-                f"the gradient of step {t} is not the one that {self.saving.path} was saved with: "
-                "another loss, or other data (batches, or what is no float in hyper); or the "
-                "gradient differs between runs, as with a random loss. Put back what the run was "
-                "begun with, or delete the file to begin anew."
-            )
+        self.check_gradient(t, self.program.gradient.value(leaves, t)[1], facts["gradient"])
