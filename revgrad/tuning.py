@@ -45,7 +45,10 @@ class Tuner:
     learns_hyper = False
 
     def bind(self, fitting):
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no bind(fitting), which gives what `revgrad.fit` runs; "
+            "define it as revgrad.online.rtrl.RTRL does."
+        )
 
 
 def tuned_names(optimizer):

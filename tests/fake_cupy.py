@@ -190,17 +190,17 @@ class RawModule:
 
     def __init__(self, *, code, options):
         assert "--fmad=false" in options, "fused multiply-adds change bits"
-        self.library = built(code)
+        self.twin = built(code)
         found = re.findall(r'extern "C" __global__ void (?:__launch\w+\(\w+\) )?(\w+)\(([^)]*)\)',
                            code)  # fmt: skip
         self.kernels = {name: parameters_of(text) for name, text in found}
 
     def get_function(self, name):
         types = self.kernels[name]
-        launch = getattr(self.library, f"launch_{name}")
+        launch = getattr(self.twin, f"launch_{name}")
         launch.argtypes = (ctypes.c_int64, ctypes.c_int, *(ctype for _, _, ctype in types))
-        faults = ctypes.c_int.in_dll(self.library, "shim_faults")
-        order = ctypes.c_int.in_dll(self.library, "shim_order")
+        faults = ctypes.c_int.in_dll(self.twin, "shim_faults")
+        order = ctypes.c_int.in_dll(self.twin, "shim_order")
 
         def call(grid, block, arguments):
             assert len(arguments) == len(types), f"{name}: {len(arguments)} of {len(types)}"

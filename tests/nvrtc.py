@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-def library():
+def loaded():
     """libnvrtc, or a skip that says how to get it."""
     spec = importlib.util.find_spec("nvidia")
     places = (
@@ -23,7 +23,7 @@ def library():
 
 def ptx(text, *options):
     """What the compiler makes of a text. Raises: AssertionError with its log."""
-    nvrtc, program = library(), ctypes.c_void_p()
+    nvrtc, program = loaded(), ctypes.c_void_p()
     given = text.encode()
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), given, b"text.cu", 0, None, None) == 0
     listed = (ctypes.c_char_p * len(options))(*(x.encode() for x in options))

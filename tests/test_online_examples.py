@@ -1,45 +1,17 @@
 """The experiments of examples/online run at their smallest sizes, and are gone on with."""
 
 import importlib
-import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import running
 
 pytest.importorskip("tyro", reason="the examples need `pip install revgrad[examples]`")
-ONLINE = Path(__file__).parents[1] / "examples" / "online"
-
-
-@pytest.fixture(autouse=True)
-def examples_can_be_imported(monkeypatch):
-    monkeypatch.syspath_prepend(str(ONLINE))
-    yield
-    for name, module in [*sys.modules.items()]:
-        if (getattr(module, "__file__", None) or "").startswith(str(ONLINE)):
-            del sys.modules[name]
+examples_can_be_imported = running.importable("online")
 
 
 def run(name, folder, **settings):
-    """(what main returns, the values of its record), run twice: the second time from the record."""
-    example = importlib.import_module(name)
-    given = {"quick": True, "data": "digits"} | settings
-    first = example.main(example.Settings(folder, **given))
-    values = values_in(folder / f"{name}.json")
-    assert (folder / f"{name}.png").stat().st_size > 8_000
-    example.main(example.Settings(folder, **given))
-    assert values_in(folder / f"{name}.json") == values
-    for what, (_, key) in example.PAPER.items():
-        found = values
-        for part in key.split("/"):
-            found = found[int(part) if isinstance(found, list) else part]
-        assert np.isfinite(found), what
-    return first, values
-
-
-def values_in(path):
-    return json.loads(path.read_text(encoding="utf-8"))["values"]
+    return running.run(name, folder, **{"data": "digits"} | settings)
 
 
 def test_race(tmp_path):

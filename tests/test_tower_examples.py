@@ -1,47 +1,17 @@
 """The experiments of examples/towers run at their smallest sizes, and are gone on with."""
 
 import importlib
-import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import optree
 import pytest
+import running
+from running import run
 
 import revgrad as rg
 
 pytest.importorskip("tyro", reason="the examples need `pip install revgrad[examples]`")
-TOWERS = Path(__file__).parents[1] / "examples" / "towers"
-
-
-@pytest.fixture(autouse=True)
-def examples_can_be_imported(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOWERS))
-    yield
-    for name, module in [*sys.modules.items()]:
-        if (getattr(module, "__file__", None) or "").startswith(str(TOWERS)):
-            del sys.modules[name]
-
-
-def run(name, folder, **settings):
-    """(what main returns, the values of its record), run twice: the second time from the record."""
-    example = importlib.import_module(name)
-    chosen = example.Settings(folder, quick=True, **settings)
-    first, values = example.main(chosen), values_in(folder / f"{name}.json")
-    assert (folder / f"{name}.png").stat().st_size > 8_000
-    example.main(chosen)
-    assert values_in(folder / f"{name}.json") == values
-    for what, (_, key) in example.PAPER.items():
-        found = values
-        for part in key.split("/"):
-            found = found[part]
-        assert np.isfinite(found), what
-    return first, values
-
-
-def values_in(path):
-    return json.loads(path.read_text(encoding="utf-8"))["values"]
+examples_can_be_imported = running.importable("towers")
 
 
 def test_table_1(tmp_path, mnist_dir):
