@@ -10,6 +10,7 @@ import operator
 import numpy as np
 
 from revgrad._ext.chains import Chain, loop_index
+from revgrad.narrow import narrow
 from revgrad.record import Var
 
 BLOCK = 1024  # entries that a chain takes at a time; its operands then fit in the first cache
@@ -100,7 +101,8 @@ def operand_kind(x, like):
 
 
 def fuse(instructions, outputs):
-    """Instructions with chains of two and more replaced by Groups."""
+    """Instructions with chains of two and more replaced by Groups, and narrow products."""
+    instructions = [narrow(i) for i in instructions]
     needed_at_end = {x for x in outputs if isinstance(x, Var)}
     group_of, blocked = {}, set()
     for i in instructions:

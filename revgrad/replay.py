@@ -10,6 +10,7 @@ import operator
 import numpy as np
 
 from revgrad.fuse import Group
+from revgrad.narrow import NARROW, NarrowProduct
 from revgrad.record import Var
 from revgrad.rules.linear import getitem, take
 
@@ -161,6 +162,9 @@ class Replay:
             self._emit_view(i)
         elif len(i.outputs) > 1 or not _can_own(out):
             self._emit_call(i)
+        elif i.primitive is NARROW:
+            product, names = NarrowProduct(out.value), map(self._name, i.inputs)
+            self._line(product, [*names, self._buffer(out)])
         elif isinstance(ufunc := _UFUNCS.get(run, run), np.ufunc):
             elementwise = ufunc is not np.matmul
             if not (elementwise and self._take_over(out, i.inputs, i.inputs, at)):

@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from strategies import bits
 
 import revgrad as rg
+from revgrad import blas
 from revgrad.compiled import TwoPhase, compile, listing, show
 from revgrad.fuse import Group
 from revgrad.linear_map import linearize
+from revgrad.narrow import NARROW
 from revgrad.nn import softmax_cross_entropy
 
 # Random programs: each operation takes values made before and adds one.
@@ -692,6 +694,32 @@ def test_a_long_chain_uses_its_scratch_again():
     assert np.array_equal(compiled(x), f(x)) and np.array_equal(compiled(x + 1), f(x + 1))
     (group,) = [i for i in next(iter(compiled.entries.values())).fused if isinstance(i, Group)]
     assert len(group.members) == 80 and group.kinds.count("scratch") <= 2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_narrow_product_has_the_bits_of_the_product(dtype, threads):
+    """x.T @ y with few columns is computed as (y.T @ x).T."""
+    rng = np.random.default_rng(0)
+    x, other = (rng.standard_normal((700, 300)).astype(dtype) for _ in range(2))
+    f, compiled = (make(lambda x, y: x.T @ y) for make in (lambda f: f, rg.compile))
+    with blas.pinned(1):
+        for columns in (5, 6, 8, 10, 12):
+            compiled(x, rng.standard_normal((700, columns)).astype(dtype))
+    found = [i.primitive is NARROW for e in compiled.entries.values() for i in e.fused]
+    assert sum(found) == 3
+    with blas.pinned(threads):
+        for columns in (6, 8, 10):
+            y = rng.standard_normal((700, columns)).astype(dtype)
+            assert compiled(other, y).tobytes() == f(other, y).tobytes()
+
+
+def test_a_narrow_product_with_other_bits_is_left_alone(monkeypatch):
+    x, y = np.random.default_rng(0).standard_normal((2, 700, 300))
+    wrong = lambda self, left, right, out: np.copyto(out, np.nextafter(left @ right, 9e9))
+    monkeypatch.setattr("revgrad.narrow.NarrowProduct.__call__", wrong)
+    compiled = rg.compile(lambda x, y: x.T @ y)
+    assert np.array_equal(compiled(x, y[:, :10].copy()), x.T @ y[:, :10].copy())
 
 
 def test_values_that_live_on_keep_their_scratch():

@@ -18,6 +18,7 @@ REALS = (
     "rules",
     "transforms",
     "record",
+    "narrow",
     "fuse",
     "replay",
     "captures",
