@@ -5,8 +5,10 @@ does not reverse. The limit belongs to the process, so the pin is counted: the f
 the last one to end restores what was there, and runs in several threads share it.
 """
 
+import sys
 import threading
 from contextlib import contextmanager
+from functools import lru_cache
 
 from threadpoolctl import ThreadpoolController
 
@@ -16,6 +18,12 @@ _pin = {"runs": 0, "threads": None, "limiter": None}
 
 def _libraries():
     """Those loaded now: SciPy, for one, brings a BLAS of its own, maybe after the first run."""
+    return _found(len(sys.modules))
+
+
+@lru_cache(1)
+def _found(_modules):
+    """Looked for anew when a module was imported since: it takes a millisecond."""
     return ThreadpoolController().select(user_api="blas")
 
 

@@ -204,6 +204,7 @@ class FusedStep:
         after all. Those not among `statements` count as undone already. What is computed is the
         same after an undo and after a step, to the bit.
     wanted: names of reads to find cotangents of; None: all.
+    kept: plans, of earlier steps with the same statements, `pulled` and `pull`, and of this one.
 
     A statement that blocks cannot do (see `fused`) is executed alone, unless there is a pull.
 
@@ -224,8 +225,10 @@ class FusedStep:
         pulled: Sequence[Any] | None = None,
         pull: Callable[..., Any] | None = None,
         wanted: Collection[str] | None = None,
+        kept: dict[Any, plans.Plan | None] | None = None,
     ) -> None:
         self.statements, self.variables, self.buffers = statements, variables, buffers
+        self.kept = {} if kept is None else kept
         self.undone, self.pull, self.wanted = undone, pull, wanted
         self.pulled = (statements if undone else statements[::-1]) if pulled is None else pulled
         first = next(iter(variables.values())).values
@@ -262,18 +265,31 @@ class FusedStep:
         ratios, emit, into = ratios or {}, emit or {}, into or {}
         bound = self._bound(reads, ratios, emit, into)
         if bound is not None:
-            bound.set(reads, ratios, emit, cotangents or {}, into)
-            if bound.inverse is not None and step is not None and self.pull is None:
-                bound.start(partial(self._late, bound, step))
-                return {}
-            self._in_chunks(bound, reads, ratios, 0, bound.blocks)
-            return bound.found(reads, ratios) if self.pull is not None else {}
+            return self._run_bound(bound, reads, ratios, emit, cotangents or {}, into, step)
         if self.pull is not None:
             raise plans.NotFusible("a statement or its pull-back does what blocks cannot")
         self._one_by_one(*self._spread(reads, ratios))
         for name, out in emit.items():
             self.variables[name].decode(out=out)
         return {}
+
+    def run_fused(self, reads: dict[str, Any], ratios: dict[str, Any], step: int) -> bool:
+        """`run`, if it goes over memory once; otherwise False, with nothing done."""
+        bound = self._bound(reads, ratios, {})
+        if bound is not None:
+            self._run_bound(bound, reads, ratios, {}, {}, {}, step)
+        return bound is not None
+
+    def _run_bound(
+        self, bound: _Bound, reads: dict, ratios: dict, emit: dict, cotangents: dict, into: dict,
+        step: int | None,
+    ) -> dict[str, Any]:  # fmt: skip
+        bound.set(reads, ratios, emit, cotangents, into)
+        if bound.inverse is not None and step is not None and self.pull is None:
+            bound.start(partial(self._late, bound, step))
+            return {}
+        self._in_chunks(bound, reads, ratios, 0, bound.blocks)
+        return bound.found(reads, ratios) if self.pull is not None else {}
 
     def fused(
         self,
@@ -300,11 +316,11 @@ class FusedStep:
         try:
             return self._plans[key]
         except KeyError:
-            self._plans[key] = self._planned(reads, ratios, emit, into)
+            self._plans[key] = self._planned(key, reads, ratios, emit, into)
         return self._plans[key]
 
     def _planned(
-        self, reads: dict, ratios: dict, emit: dict, into: dict, taken_back: bool = True
+        self, key: Any, reads: dict, ratios: dict, emit: dict, into: dict, taken_back: bool = True
     ) -> _Bound | None:
         words = all(isinstance(b, InformationBuffer) for b in self.buffers.values())
         vectors = {
@@ -314,6 +330,18 @@ class FusedStep:
         }
         if not words or -1 in vectors.values():
             return None
+        if key not in self.kept:
+            self.kept[key] = self._plan(vectors, ratios, emit, into)
+        plan = self.kept[key]
+        if plan is None:
+            return None
+        if not (taken_back and getattr(self.kernel, "RESTORES", False)):
+            return _Bound(plan, self)
+        # the kernel itself takes back what it did, where something refuses
+        inverse = self._inverse()._planned(key, reads, ratios, {}, {}, taken_back=False)
+        return inverse and _Bound(plan, self, inverse)
+
+    def _plan(self, vectors: dict, ratios: dict, emit: dict, into: dict) -> plans.Plan | None:
         targets = {}
         if self.pull is not None:
             read = {name for s in self.pulled for name in s.reads}
@@ -326,15 +354,10 @@ class FusedStep:
                     vectors[f"factor {name}"] = plans.DOUBLES
         out = {name: KINDS[x.dtype] for name, x in emit.items()}
         try:
-            plan = plans.Plan(
+            return plans.Plan(
                 self.statements, list(self.variables), self._scaled, vectors, out, self.undone,
                 self.pulled if self.pull is not None else (), self.pull, targets, self.wanted,
             )  # fmt: skip
-            if not (taken_back and getattr(self.kernel, "RESTORES", False)):
-                return _Bound(plan, self)
-            # the kernel itself takes back what it did, where something refuses
-            inverse = self._inverse()._planned(reads, ratios, {}, {}, taken_back=False)
-            return inverse and _Bound(plan, self, inverse)
         except plans.NotFusible:
             return None
 

@@ -42,7 +42,7 @@ class Gradient:
         self.f, self.batch = _function(run), run.batch
         self.recordings = None
         if run.steps >= WORTHWHILE and _statics(run.batch(0)) == _statics(run.batch(1)):
-            self.gathers, self.latest = self._gathers(), (None, None)
+            self.gathers, self.latest = self._gathers(), (None, None)  # (batch, its Recording)
             if self.gathers:
                 data = run.batch.data
                 self.f, self.batch = _gathering(self.f), lambda t: (run.batch.indices(t), data)
@@ -52,7 +52,7 @@ class Gradient:
     def _gathers(self):
         """Whether batches are rows of arrays, which a replay takes into buffers of its own."""
         leaves = optree.tree_leaves(getattr(self.run.batch, "data", None))
-        return hasattr(self.run.batch, "indices") and all(type(x) is np.ndarray for x in leaves)
+        return hasattr(self.run.batch, "indices") and all(map(_is_array, leaves))
 
     def value(self, leaves, t):
         """((loss, aux), flat gradient in `layout.dtype`) at step t.
@@ -138,13 +138,16 @@ class Gradient:
         return args if recording else (own(leaves), *args[1:]), recording
 
     def _recording(self, args):
-        """That of these arguments, of which only row numbers can change their kind in a run."""
-        if not self.gathers:
-            return self.recordings.get(*args)
-        kind = signature(args[2][0])
-        if kind != self.latest[0]:
-            self.latest = kind, self.recordings.get(*args)
+        """That of these arguments, of which only the batch can change its kind in a run."""
+        if not self._as_before(args[2]):
+            self.latest = args[2], self.recordings.get(*args)
         return self.latest[1]
+
+    def _as_before(self, batch):
+        last = self.latest[0]
+        if self.gathers:
+            return last is not None and signature(batch[0]) == signature(last[0])
+        return batch is last and type(batch) is tuple and all(map(_is_array, batch))
 
     def _flat(self, g, *values):
         if isinstance(g, np.ndarray) and g.dtype == self.layout.dtype:
@@ -232,6 +235,10 @@ def _gathering(f):
         return f(leaves, hyper, optree.tree_map(lambda x: x[rows], data))
 
     return g
+
+
+def _is_array(x):
+    return type(x) is np.ndarray
 
 
 def _statics(batch):

@@ -5,10 +5,12 @@ statements say, `advance` and `can_pull` say so, and the program goes statement 
 """
 
 import weakref
+from functools import lru_cache
 
 import numpy as np
 
 from revgrad._ext import homes
+from revgrad.captures import Captured
 from revgrad.fixed import FusedStep, kinds_of
 from revgrad.statements import OF_LOSS, Scale, global_norm
 from revgrad.step import Point, pull_function, wide
@@ -23,29 +25,30 @@ class Passes:
         self.state, self.layout = state, program.layout
         self.latest, self.known = (None, {}, None), {}
         statements = program.statements
-        order = [statements[i] for i in program.order or range(len(statements))[::-1]]
+        back = tuple(program.order or range(len(statements))[::-1])
+        order = [statements[i] for i in back]
         first = 1 + max((k for k, s in enumerate(order) if s.target == "params"), default=-1)
         nothing = np.zeros(self.layout.size, self.layout.dtype)
         self.no_g = homes.beside(nothing, self.layout.like)  # of g's kind, until it is known
         self.before, self.names = order[:first], {x for s in statements for x in _reads(s)}
+        spreads, hyper = program.run.spreads, self.names - state.variables.keys() - OF_LOSS
+        self.constant = "t" not in hyper and all(spreads[name].constant for name in hyper)
         self.takes_g = any("g" in s.reads for s in order)
         early = not any(OF_LOSS & {*s.reads} for s in self.before)
         self.apart = early and all(map(_stays, order, [order[k + 1 : first] for k in range(first)]))
         bound = {"variables": state.variables, "buffers": state.buffers}
         bound["segments"] = self.layout.ends[1:]
-        self.forward = FusedStep(statements, **bound)
-        self.first_undo = FusedStep(self.before, undone=True, **bound)
         pulled = {"pulled": order, "pull": _pull}
-        self.last_undo = FusedStep(order[first:], undone=True, **pulled, **bound)
-        self.again = FusedStep(statements, **pulled, **bound)
+        kept = iter(_plans_of(statements, back, (*state.variables,)))
+        self.forward = FusedStep(statements, **bound, kept=next(kept))
+        self.first_undo = FusedStep(self.before, undone=True, **bound, kept=next(kept))
+        self.last_undo = FusedStep(order[first:], undone=True, **pulled, **bound, kept=next(kept))
+        self.again = FusedStep(statements, **pulled, **bound, kept=next(kept))
 
     def advance(self, t, g):
         """Take step t. Returns False, with nothing done, where blocks cannot."""
         reads, ratios = self._at(t, g)
-        if ratios is None or not self.forward.fused(reads, ratios):
-            return False
-        self.forward.run(reads, ratios, step=t)
-        return True
+        return ratios is not None and self.forward.run_fused(reads, ratios, t)
 
     def can_pull(self, t):
         """Whether `retreat` and `visit` can do step t: both or neither, as their sums are one."""
@@ -86,8 +89,9 @@ class Passes:
 
     def _at(self, t, g):
         """(reads, ratios or None) of step t."""
-        if self.latest[0] != t:
-            self.latest = t, *self._of_hyper(t)
+        at = 0 if self.constant else t
+        if self.latest[0] != at:
+            self.latest = at, *self._of_hyper(t)
         _, reads, ratios = self.latest
         of_g = {}
         if g is not None and "g" in self.names:
@@ -109,6 +113,21 @@ class Passes:
                     return reads, None
                 ratios[s.target] = ratio
         return reads, ratios
+
+
+def _plans_of(statements, order, variables):
+    """Of the four fused steps, the plans that runs with such statements have made before."""
+    functions = [s.by if isinstance(s, Scale) else s.delta for s in statements]
+    captured = Captured(*functions).now()
+    if captured is None:  # something traced
+        return {}, {}, {}, {}
+    form = [(type(s), s.target, s.reads, getattr(s, "above_one", None)) for s in statements]
+    return _plans((captured, *form, order, variables))
+
+
+@lru_cache(64)
+def _plans(form):
+    return {}, {}, {}, {}
 
 
 def _stays(s, after):

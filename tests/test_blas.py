@@ -207,3 +207,16 @@ def test_runs_inside_of_runs_and_beside_them():
     for thread in threads:
         thread.join()
     assert found == [expected] * 4
+
+
+def test_a_library_that_is_loaded_later_is_found():
+    """SciPy brings a BLAS of its own; libraries are looked for when modules were imported."""
+    script = (
+        "import numpy, revgrad.blas as blas\n"
+        "found = lambda: {x.filepath for x in blas._libraries().lib_controllers}\n"
+        "found()\n"
+        "import scipy.linalg\n"
+        "from threadpoolctl import threadpool_info\n"
+        "assert found() == {x['filepath'] for x in threadpool_info() if x['user_api'] == 'blas'}"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

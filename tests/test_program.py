@@ -1,5 +1,6 @@
 """A step is taken back to the integers, heads and words before it, or not taken at all."""
 
+from dataclasses import dataclass
 from itertools import count
 from math import log2
 
@@ -21,6 +22,7 @@ from training import (
 
 import revgrad as rg
 from revgrad import program as module
+from revgrad._ext import fused
 from revgrad.buffer import BignumBuffer, InformationBuffer
 from revgrad.errors import BufferEmpty, FixedOverflow, NotFinite, NotReversed, RatioRefused
 from revgrad.extend import define
@@ -453,3 +455,33 @@ def test_statements_read_the_snapped_factor():
     assert snapped != factor
     program = program_for(rg.Momentum(0.1, factor), 1, 2, "words")
     assert program.schedule.value("momentum", 0) == snapped
+
+
+SLOWER = 1.0
+
+
+def test_plans_of_a_step_are_made_anew_when_what_its_functions_read_has_changed(monkeypatch):
+    """They are kept from run to run."""
+
+    @dataclass(frozen=True)
+    class Descent(rg.optimizers.Optimizer):
+        learning_rate: object
+        statements = (
+            rg.optimizers.Add("params", lambda g, learning_rate: -learning_rate * g / SLOWER),
+        )
+
+    made = []
+    plan = fused.Plan.__init__
+    monkeypatch.setattr(fused.Plan, "__init__", lambda *args: (made.append(1), plan(*args))[1])
+
+    def trained():
+        f = lambda rate: np.sum(
+            rg.train(lambda p, _, __: np.sum(p**2), np.ones(3), Descent(rate), [None], steps=2)
+        )
+        return rg.value_and_grad(f)(0.25)
+
+    assert trained() == pytest.approx((0.75, -6.0), abs=1e-9)  # 3 (1 - 2 rate)^2
+    count = len(made)
+    assert trained() == pytest.approx((0.75, -6.0), abs=1e-9) and len(made) == count > 0
+    monkeypatch.setattr(f"{__name__}.SLOWER", 2.0)
+    assert trained() == pytest.approx((1.6875, -4.5), abs=1e-9) and len(made) > count
