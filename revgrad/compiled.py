@@ -23,6 +23,7 @@ from revgrad.errors import MissingRule
 from revgrad.fuse import fuse
 from revgrad.record import Program, Record, Var, forget, in_layout, live, record, simplify
 from revgrad.replay import Replay
+from revgrad.stacked import stacked
 from revgrad.tape import Box, Primitive, Pull
 from revgrad.transforms import grad, jvp, vjp, zeros_like
 
@@ -178,13 +179,16 @@ class TwoPhase:
     """
 
     def __init__(self, f, first, make_second, **options):
-        self.options, self.local = options, threading.local()
+        self.options, self.local, self.parts_at_once = options, threading.local(), None
         self.parts = with_open_captures(f, lambda f: self._record(f, first, make_second))
 
     def _record(self, f, first, make_second):
         inputs, (early, late), ends, self.symmetric = in_two(f, first, make_second)
         read_late = [x for i in late for x in i.inputs]
         phases = [fuse(early, [*ends[0], *ends[1], *read_late]), fuse(late, ends[1])]
+        if self.options.get("borrow") and (joint := stacked([*early, *late])):
+            every = [*inputs[0], *inputs[1]], [*ends[0], *ends[1]]
+            self.parts_at_once = [every[0]], [fuse(joint, every[1])], [every[1]]
         forget([*early, *late], [*inputs[0], *inputs[1]])
         return inputs, phases, ends
 
@@ -192,6 +196,27 @@ class TwoPhase:
         if not hasattr(self.local, "replay"):
             self.local.replay = Replay(*self.parts, **self.options)
         return self.local.replay
+
+    @property
+    def pays_at_once(self):
+        """Whether `at_once` is faster than the two phases, because products can be stacked."""
+        return self.parts_at_once is not None
+
+    def at_once(self, first, second):
+        """((outputs, results), vectors) of both phases run as one."""
+        count = len(self.parts[2][0])
+        if not hasattr(self.local, "at_once"):
+            first_ones, then = (s for _, s in self.options["together"])
+            then = slice(count, count + then.stop)
+            options = self.options | {"together": ((0, first_ones), (0, then))}
+            self.local.at_once = Replay(*self.parts_at_once, **options)
+        replay = self.local.at_once
+        out = replay.run[0](*first, *self._laid_out(second))
+        return (out[:count], out[count:]), replay.vectors
+
+    def _laid_out(self, second):
+        pairs = zip(second, self.parts[0][1], strict=True)
+        return [in_layout(x, v.value) for x, v in pairs]
 
     def start(self, first):
         """Run phase 1; returns (outputs, then). A `then` that was overtaken runs phase 1 again."""
@@ -202,8 +227,7 @@ class TwoPhase:
             replay = self.replay()
             if getattr(self.local, "run", None) is not run:
                 self._first(first, run)
-            pairs = zip(second, self.parts[0][1], strict=True)
-            return replay.run[1](*(in_layout(x, v.value) for x, v in pairs))
+            return replay.run[1](*self._laid_out(second))
 
         return tuple(outputs), then
 
@@ -321,7 +345,7 @@ def gradient_with_products(loss, params, hyper, *rest, borrow=False):
         return g, lambda *v: pullback(list(v))
 
     directions = lambda _: [ones_like(x) for x in leaves[:count]]
-    together = (slice(count), slice(count)) if borrow else ()
+    together = ((0, slice(count)), (1, slice(count))) if borrow else ()
     options = {"borrow": borrow, "together": together}
     try:
         phases = TwoPhase(forward, leaves, directions, **options)

@@ -66,17 +66,19 @@ class Gradient:
             value, aux, g = recording.value(*args)
         return (value, aux), self._flat(g, value)
 
-    def with_pullback(self, leaves, t):
+    def with_pullback(self, leaves, t, early=None):
         """(g, pullback of g): a flat cotangent -> (flat one of params, [those of hyper leaves]).
 
-        g has the operations of `value`, so it has its bits.
+        g has the operations of `value`, so it has its bits. early() -> the cotangent, where it is
+        known before g: the pull-back may then have been done with that.
         """
         args, recording = self._at(leaves, t)
         if recording is None:
             first_phase = grad(lambda *some: self.f(*some, args[-1])[0])
             g, pullback = vjp(first_phase, *args[:-1])
         else:
-            g, pullback = recording.with_products(*args)
+            cast = early and (lambda: self.layout.cast(early()))
+            g, pullback = recording.with_products(cast, *args)
 
         def pull(ct):
             ct_params, ct_hyper = pullback(self.layout.cast(ct))

@@ -5,13 +5,14 @@ statements say, `advance` and `can_pull` say so, and the program goes statement 
 """
 
 import weakref
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
 from revgrad._ext import homes
+from revgrad._ext.fused import cotangent_before
 from revgrad.captures import Captured
-from revgrad.fixed import FusedStep, kinds_of
+from revgrad.fixed import FusedStep, Segments, kinds_of
 from revgrad.statements import OF_LOSS, Scale, global_norm
 from revgrad.step import Point, pull_function, wide
 
@@ -40,10 +41,19 @@ class Passes:
         bound["segments"] = self.layout.ends[1:]
         pulled = {"pulled": order, "pull": _pull}
         kept = iter(_plans_of(statements, back, (*state.variables,)))
+        self.ct_of_g = self._expression(order, next(kept))
         self.forward = FusedStep(statements, **bound, kept=next(kept))
         self.first_undo = FusedStep(self.before, undone=True, **bound, kept=next(kept))
         self.last_undo = FusedStep(order[first:], undone=True, **pulled, **bound, kept=next(kept))
         self.again = FusedStep(statements, **pulled, **bound, kept=next(kept))
+
+    def _expression(self, order, kept):
+        """The cotangent of g, made of what is known before g; None where it depends on more."""
+        if not self.takes_g or OF_LOSS & self.names != {"g"}:
+            return None
+        if not kept:
+            kept["g"] = cotangent_before("g", order, self.state.variables, _pull)
+        return kept["g"]
 
     def advance(self, t, g):
         """Take step t. Returns False, with nothing done, where blocks cannot."""
@@ -65,22 +75,39 @@ class Passes:
     def retreat(self, t, cotangents, gradient):
         """Undo step t and pull cotangents back through its statements.
 
-        gradient(leaves) -> (flat g, ...). Returns (leaves at the start of the step, what gradient
-        returned, what was found: cotangents of what statements read, but the variables).
+        gradient(leaves, early) -> (flat g, ...); early() is the cotangent of g, or early is None
+        because it depends on g. Returns (leaves at the start of the step, what gradient returned,
+        what was found: cotangents of what statements read, but the variables).
         """
         reads, ratios = self._at(t, None)
         self.first_undo.run(*_of(self.before, reads, ratios))
-        leaves, known = self._linearize(gradient)
+        leaves, known = self._linearize(gradient, t, cotangents)
         return leaves, known, self._pull(self.last_undo, t, known[0], cotangents)
 
     def visit(self, t, cotangents, gradient):
         """Take step t; returns what `retreat` does."""
-        leaves, known = self._linearize(gradient)
+        leaves, known = self._linearize(gradient, t, cotangents)
         return leaves, known, self._pull(self.again, t, known[0], cotangents)
 
-    def _linearize(self, gradient):
+    def _linearize(self, gradient, t, cotangents):
         leaves = self.program.decode(self.state.variables["params"])
-        return leaves, gradient(leaves)
+        early = partial(self._ct_of_g, t, cotangents) if self.ct_of_g else None
+        return leaves, gradient(leaves, early)
+
+    def _ct_of_g(self, t, cotangents):
+        """The cotangent of g at step t, before g is known."""
+        reads, ratios = self._at(t, None)
+        known = {name: self._spread(x) for name, x in reads.items()}
+        known |= {f"factor {name}": self._spread(x, "value") for name, x in ratios.items()}
+        return self.ct_of_g(known | {f"ct {name}": ct for name, ct in cotangents.items()})[0]
+
+    def _spread(self, x, *of):
+        """A number as it is, or one for each weight."""
+        segments = isinstance(x, Segments)
+        value = x.values if segments else x
+        for name in of:
+            value = getattr(value, name)
+        return np.repeat(value, np.diff(self.layout.ends)) if segments else value
 
     def _pull(self, step, t, g, cotangents):
         reads, ratios = self._at(t, g)
@@ -116,18 +143,18 @@ class Passes:
 
 
 def _plans_of(statements, order, variables):
-    """Of the four fused steps, the plans that runs with such statements have made before."""
+    """What runs with such statements have made before: an expression, and plans of four steps."""
     functions = [s.by if isinstance(s, Scale) else s.delta for s in statements]
     captured = Captured(*functions).now()
     if captured is None:  # something traced
-        return {}, {}, {}, {}
+        return tuple({} for _ in range(5))
     form = [(type(s), s.target, s.reads, getattr(s, "above_one", None)) for s in statements]
     return _plans((captured, *form, order, variables))
 
 
 @lru_cache(64)
 def _plans(form):
-    return {}, {}, {}, {}
+    return tuple({} for _ in range(5))
 
 
 def _stays(s, after):

@@ -254,8 +254,8 @@ class Program:
     def _pulled(self, move, t, cotangents):
         """Move through step t in passes, collecting cotangents; returns the params' leaves."""
 
-        def gradient(leaves):
-            return self.gradient.with_pullback(leaves, t)
+        def gradient(leaves, early):
+            return self.gradient.with_pullback(leaves, t, early)
 
         with np.errstate(over="ignore", invalid="ignore"):
             leaves, (g, pull_gradient), found = move(t, cotangents.variables, gradient)

@@ -51,7 +51,7 @@ class GradientPush:
 
         self.like = [ones_like(hyper[k]) for k in moving]
         second = [np.ones(self.size, self.dtype), *self.like]
-        together = slice(-len(leaves), None), slice(len(leaves))
+        together = (0, slice(-len(leaves), None)), (1, slice(len(leaves)))
         self.lanes = Lanes(both, dynamic(args), second, count, together=together)
         self.spans = [*pairwise(ends)]
 

@@ -98,7 +98,7 @@ class Recording:
             (value, aux), g = value_and_grad(f, has_aux=True)(*self._arguments(boxes))
             return optree.tree_flatten((value, aux, g))
 
-        together = (slice(-len(args[0]), None),)
+        together = ((0, slice(-len(args[0]), None)),)
         self.program = Entry(flat, self._inputs(args), borrow=True, together=together)
 
     def _arguments(self, inputs):
@@ -118,26 +118,35 @@ class Recording:
         value, aux, g = optree.tree_unflatten(self.program.out_tree, out)
         return value, optree.tree_map(_own, aux), _whole(g, replay.vectors[0])
 
-    def with_products(self, *args):
-        """(g, leaves of a direction -> (H direction, leaves of d2L/dhyper dparams direction))."""
+    def with_products(self, early, *args):
+        """(g, leaves of a direction -> (H direction, leaves of d2L/dhyper dparams direction)).
+
+        early() -> the direction, where it is known before g, or None: then, if it pays, both are
+        computed at once, and what is returned takes no other direction.
+        """
         if self.products is None:
-
-            def loss(params, hyper, *rest):
-                return self.f(*self._arguments([*params, *hyper, *rest]))[0]
-
-            params, hyper, _ = args
-            rest = self._inputs(args)[len(params) + len(hyper) :]
-            self.products = gradient_with_products(
-                loss, list(params), list(hyper), *rest, borrow=True
-            )
-        g, then = self.products.start(self._inputs(args))
-        vectors, count = self.products.replay().vectors, len(args[0])
+            self.products = self._products(args)
+        inputs, count = self._inputs(args), len(args[0])
+        if early is not None and self.products.pays_at_once:
+            (g, found), vectors = self.products.at_once(inputs, early())
+            whole = _whole(found[:count], vectors[1]), found[count:]
+            return _whole(g, vectors[0]), lambda direction: whole
+        g, then = self.products.start(inputs)
+        vectors = self.products.replay().vectors
 
         def products(direction):
             found = then(direction)
             return _whole(found[:count], vectors[1]), found[count:]
 
         return _whole(g, vectors[0]), products
+
+    def _products(self, args):
+        def loss(params, hyper, *rest):
+            return self.f(*self._arguments([*params, *hyper, *rest]))[0]
+
+        params, hyper, _ = args
+        rest = self._inputs(args)[len(params) + len(hyper) :]
+        return gradient_with_products(loss, list(params), list(hyper), *rest, borrow=True)
 
     def with_push(self, args, moving, count):
         """The GradientPush at such args, or None where there is none.

@@ -13,6 +13,7 @@ from revgrad.fuse import Group
 from revgrad.narrow import NARROW, NarrowProduct
 from revgrad.record import Var
 from revgrad.rules.linear import getitem, take
+from revgrad.stacked import STACKED, StackedProduct
 
 # Operators on arrays are these ufuncs; on scalars they are not, and ** has shortcuts of its own.
 _UFUNCS = {
@@ -32,7 +33,7 @@ _UFUNCS = {
 _REDUCTIONS = {"sum": np.add.reduce, "max": np.maximum.reduce, "min": np.minimum.reduce}
 NEVER = float("inf")
 KEPT = 2**20  # bytes of an input that may be kept alive by its views, for the next call
-LARGE = 2**16  # bytes from which taking rows into a buffer is faster than making a new array
+LARGE = 2**12  # bytes from which taking rows into a buffer is faster than making a new array
 
 
 class Replay:
@@ -41,7 +42,7 @@ class Replay:
     phases: lists of instructions, run one after the other by `run[k](*inputs of phase k)`; what a
     later phase needs of an earlier one is kept in place until that one runs again.
     inputs, outputs: one list per phase. borrow: outputs are buffers, overwritten by the next run.
-    together: per phase, a slice of its outputs to put one after the other into one vector.
+    together: pairs (phase, slice of its outputs) to put one after the other into one vector.
     vectors: these; None where that cannot be, as an output is no array made here, or made twice.
     """
 
@@ -50,8 +51,7 @@ class Replay:
         self.pool, self.raw = {}, {}  # free memory by size; memory in use by Var
         self.owned, self.fixed = set(), set()  # Vars with a buffer; and views of these
         self.homes = {}  # Var -> the part of a vector that it must live in
-        pairs = zip(outputs, together, strict=False)
-        self.vectors = [_vector(out[s], self.homes) for out, s in pairs]
+        self.vectors = [_vector(outputs[k][s], self.homes) for k, s in together]
         self.phases, self.borrow = phases, borrow
         self.flat = [i for phase in phases for i in phase]
         self.last = self._last_uses(inputs, outputs)
@@ -71,9 +71,9 @@ class Replay:
             self.names |= self.renamed
         exec(compile("\n".join(self.source), "<replay>", "exec"), self.space)
         self.run = [self.space[f"phase{k}"] for k in range(len(phases))]
-        for k, s in enumerate(together):
-            if self.vectors[k] is not None and not self.owned.issuperset(outputs[k][s]):
-                self.vectors[k] = None
+        for n, (k, s) in enumerate(together):
+            if self.vectors[n] is not None and not self.owned.issuperset(outputs[k][s]):
+                self.vectors[n] = None
 
     # Lifetimes.
 
@@ -160,6 +160,12 @@ class Replay:
         out, run = i.outputs[0], i.primitive.run
         if out.base is not None and not i.primitive.many:
             self._emit_view(i)
+        elif i.primitive is STACKED:
+            product, names = (
+                StackedProduct(i.inputs[0].value, out.value),
+                [*map(self._name, i.inputs)],
+            )
+            self._line(product, [*names, *map(self._buffer, i.outputs)])
         elif len(i.outputs) > 1 or not _can_own(out):
             self._emit_call(i)
         elif i.primitive is NARROW:

@@ -135,8 +135,8 @@ def planted_fault(step, *, visit=1, leaf=0):
         spoil(self, g, t)
         return out, g
 
-    def faulty_with_pullback(self, leaves, t):
-        g, pull = with_pullback(self, leaves, t)
+    def faulty_with_pullback(self, leaves, t, early=None):
+        g, pull = with_pullback(self, leaves, t, early)
         spoil(self, g, t)
         return g, pull
 

@@ -19,6 +19,7 @@ REALS = (
     "transforms",
     "record",
     "narrow",
+    "stacked",
     "fuse",
     "replay",
     "captures",

@@ -9,7 +9,7 @@ that of calling the function; so is what depends on the sums of a pull-back.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partialmethod
 from typing import Any
 
@@ -185,9 +185,9 @@ class Numbers:
         self._index: dict[int, int] = {}
         self._kept: list[Any] = []
         self._wanted = [self._place(x) for x in wanted]
-        self.names = list(dict.fromkeys(
-            x.made_by[0] for x in self._kept if isinstance(x, Symbol) and len(x.made_by) == 1
-        ))  # fmt: skip
+        symbols = [x for x in self._kept if isinstance(x, Symbol)]
+        self.names = list(dict.fromkeys(x.made_by[0] for x in symbols if len(x.made_by) == 1))
+        self.sums = any(x.made_by[0] is np.sum for x in symbols)
 
     def _place(self, x: Any) -> int:
         if id(x) not in self._index:
@@ -215,6 +215,40 @@ class Numbers:
             else:
                 values.append(reads[args.made_by[0]])
         return [values[k] for k in self._wanted]
+
+
+def cotangent_before(
+    name: str, statements: Sequence[Any], variables: Collection[str], pull: Callable[..., Any]
+) -> Numbers | None:
+    """The cotangent of a vector that statements read, made of what is known before that vector.
+
+    statements: in the order of pulling back. Of cotangents ("ct NAME"), hyperparameters and factors
+    ("factor NAME") alone; None where it depends on the vector itself, on a variable or on a sum.
+    """
+    vectors = {*variables, name}
+    cts: dict[str, Any] = {target: _named(f"ct {target}", True) for target in variables}
+    found: Any = 0.0
+    try:
+        for s in statements:
+            if hasattr(s, "by"):
+                cts[s.target] = cts[s.target] * _named(f"factor {s.target}")
+                continue
+            reads = {read: _named(read, read in vectors) for read in s.reads}
+            for read, x in record(pull, s.delta, reads, cts[s.target]):
+                if read in cts:
+                    cts[read] = cts[read] + x
+                elif read == name:
+                    found = found + x
+    except NotFusible:
+        return None
+    made = Numbers([found])
+    return None if made.sums or vectors & {*made.names} else made
+
+
+def _named(name: str, vector: bool = False) -> Symbol:
+    symbol = Symbol(name)
+    symbol.vector = vector
+    return symbol
 
 
 class Point:
