@@ -161,7 +161,7 @@ class Entry:
             out, self.out_tree = flat(*boxes)
             return out
 
-        return record(outputs, leaves)
+        return record(outputs, leaves, sampled=True)
 
     def replay(self):
         if not hasattr(self.local, "replay"):
@@ -183,7 +183,7 @@ class TwoPhase:
         self.parts = with_open_captures(f, lambda f: self._record(f, first, make_second))
 
     def _record(self, f, first, make_second):
-        inputs, (early, late), ends, self.symmetric = in_two(f, first, make_second)
+        inputs, (early, late), ends, self.symmetric = in_two(f, first, make_second, sampled=True)
         read_late = [x for i in late for x in i.inputs]
         phases = [fuse(early, [*ends[0], *ends[1], *read_late]), fuse(late, ends[1])]
         if self.options.get("borrow") and (joint := stacked([*early, *late])):
@@ -238,12 +238,12 @@ class TwoPhase:
         return outputs
 
 
-def in_two(f, first, make_second):
+def in_two(f, first, make_second, sampled=False):
     """Record f as TwoPhase takes it: (inputs, instructions, outputs), a pair each; and symmetric.
 
     symmetric: whether every derivative in it is a true one.
     """
-    with Record() as trace:
+    with Record(sampled) as trace:
         boxes = [trace.input(x) for x in first]
         outputs, then = f(*boxes)
         second = [trace.input(x) for x in make_second([_bare(x) for x in outputs or ()])]

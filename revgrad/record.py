@@ -8,7 +8,9 @@ same memory layouts. That is law 4, and every rewrite here is bound by it.
 """
 
 import operator
+import weakref
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -16,14 +18,16 @@ from revgrad import rules  # noqa: F401  (importing it fills the registry)
 from revgrad.arrays import ArrayBox, functions
 from revgrad.tape import Primitive, Trace
 
+LARGE = 2**20  # bytes of a result from which on a recording keeps a sample of it
+SAMPLE = 2**14  # entries of that
 SHAPE_ONLY = {functions[f] for f in (np.zeros_like, np.ones_like, np.empty_like)}
 
 
 class Var:
     """A value of the recorded program: an input, or an instruction's output.
 
-    value: what it was when recorded; the layout of its buffer follows from it. base: the Var whose
-    memory it shows, where it is a view.
+    value: what it was when recorded, or a Sample of it; the layout of its buffer follows from that.
+    base: the Var whose memory it shows, where it is a view.
     """
 
     __slots__ = ("base", "value")
@@ -46,10 +50,42 @@ class Spec:
     __slots__ = ("dtype", "itemsize", "kind", "nbytes", "ndim", "shape", "size", "strides")
 
     def __init__(self, x):
-        self.kind = type(x)
+        self.kind = kind_of(x)
         self.shape, self.dtype = np.shape(x), getattr(x, "dtype", None)
         for name in ("itemsize", "nbytes", "ndim", "size", "strides"):
             setattr(self, name, getattr(x, name, 0))
+
+
+class Sample(Spec):
+    """Stands for a large recorded array: its layout, and its first entries in memory order.
+
+    So that recording holds no more than the function itself does. array(): it, while it lives.
+    """
+
+    __slots__ = ("array", "flags", "head")
+
+    def __init__(self, x):
+        super().__init__(x)
+        self.array, self.head = weakref.ref(x), in_memory_order(x)[:SAMPLE].copy()
+        in_c, in_fortran = x.flags.c_contiguous, x.flags.f_contiguous
+        self.flags = SimpleNamespace(c_contiguous=in_c, f_contiguous=in_fortran)
+
+    @staticmethod
+    def of(x):
+        """One for what is large and dense, else x."""
+        if type(x) is not np.ndarray or x.nbytes < LARGE:
+            return x
+        return Sample(x) if x.flags.c_contiguous or x.flags.f_contiguous else x
+
+
+def kind_of(x):
+    """The type of a value, or of that which a Spec stands for."""
+    return getattr(x, "kind", type(x))
+
+
+def in_memory_order(x):
+    """The entries of a dense array, as a view."""
+    return x.reshape(-1, order="C" if x.flags.c_contiguous else "F")
 
 
 @dataclass(eq=False, slots=True)
@@ -64,13 +100,13 @@ class Instruction:
 
 
 class Record(Trace):
-    """Recording mode. A box's node is its Var."""
+    """Recording mode. A box's node is its Var. sampled: of large results, keep samples alone."""
 
-    __slots__ = ("instructions",)
+    __slots__ = ("instructions", "kept")
 
-    def __init__(self):
+    def __init__(self, sampled=False):
         super().__init__(ArrayBox)
-        self.instructions = []
+        self.instructions, self.kept = [], Sample.of if sampled else lambda x: x
 
     def input(self, value):
         return self.box(value, self, Var(value))
@@ -86,10 +122,13 @@ class Record(Trace):
             return out
         inputs = tuple(x if v is None else v for x, v in zip(raw, variables, strict=True))
         outs = out if primitive.many else (out,)
-        made = tuple(Var(o, _base(o, variables)) for o in outs)
+        made = tuple(self._made(o, _base(o, variables)) for o in outs)
         self.instructions.append(Instruction(primitive, inputs, static, made))
         boxes = tuple(self.box(o, self, v) for o, v in zip(outs, made, strict=True))
         return boxes if primitive.many else boxes[0]
+
+    def _made(self, out, base):
+        return Var(self.kept(out) if base is None else out, base)
 
 
 def _base(out, variables):
@@ -97,7 +136,8 @@ def _base(out, variables):
     if not isinstance(out, np.ndarray):
         return None
     for v in variables:
-        if v is not None and isinstance(v.value, np.ndarray) and np.may_share_memory(out, v.value):
+        value = v.value.array() if v is not None and type(v.value) is Sample else v and v.value
+        if isinstance(value, np.ndarray) and np.may_share_memory(out, value):
             return v
     return None
 
@@ -112,9 +152,9 @@ class Program:
     replaced: dict = field(default_factory=dict)
 
 
-def record(f, leaves):
+def record(f, leaves, sampled=False):
     """Run f(*boxes of leaves) -> list of leaves, and keep the program."""
-    with Record() as trace:
+    with Record(sampled) as trace:
         boxes = [trace.input(x) for x in leaves]
         pairs = [trace.unwrap(x) for x in f(*boxes)]
     outputs = [x if v is None else v for x, v in pairs]
@@ -133,7 +173,7 @@ def in_layout(x, spec):
 def forget(instructions, inputs):
     """Drop the recorded values, keeping their layouts; call when nothing is planned any more."""
     for v in [*inputs, *(v for i in instructions for v in i.outputs)]:
-        if not isinstance(v.value, Spec):
+        if type(v.value) is not Spec:
             v.value = Spec(v.value)
 
 
@@ -239,7 +279,8 @@ def _rewrite(i, maker):
 
 
 def _is_float(x):
-    return np.result_type(_value(x)).kind == "f"
+    x = _value(x)
+    return np.result_type(getattr(x, "dtype", x)).kind == "f"
 
 
 def _unbroadcasted(x, i, maker):
@@ -251,7 +292,7 @@ def _unbroadcasted(x, i, maker):
     below = made.inputs[0]
     full = np.shape(i.outputs[0].value)
     fits = np.broadcast_shapes(np.shape(_value(below)), *others) == full
-    return below if fits and isinstance(_value(below), (np.ndarray, np.generic)) else x
+    return below if fits and issubclass(kind_of(_value(below)), (np.ndarray, np.generic)) else x
 
 
 def _identity(i, maker, shown):
@@ -274,7 +315,7 @@ def _alike(a, b):
     """Whether two values are of one type, dtype and layout."""
     a, b = _value(a), _value(b)
     names = "dtype", "strides"
-    return type(a) is type(b) and all(getattr(a, n, n) == getattr(b, n, n) for n in names)
+    return kind_of(a) is kind_of(b) and all(getattr(a, n, n) == getattr(b, n, n) for n in names)
 
 
 def _made_by(x, maker, runs):

@@ -11,7 +11,7 @@ import numpy as np
 
 from revgrad.fuse import Group
 from revgrad.narrow import NARROW, NarrowProduct
-from revgrad.record import Var
+from revgrad.record import Var, kind_of
 from revgrad.rules.linear import getitem, take
 from revgrad.stacked import STACKED, StackedProduct
 
@@ -219,7 +219,7 @@ class Replay:
         self.names.update(zip(i.outputs, names, strict=True))
         self.made += names
         self.space.update(dict.fromkeys(names))
-        of_numpy = issubclass(_kind(_value(i.inputs[0])), (np.ndarray, np.generic))
+        of_numpy = issubclass(kind_of(_value(i.inputs[0])), (np.ndarray, np.generic))
         if i.primitive.name in _REDUCTIONS and of_numpy:
             call = self._reduction(i, "None")
         else:
@@ -295,7 +295,7 @@ class Replay:
         for x in outputs:
             if isinstance(x, Var):
                 owned = x.root in self.owned and not self.borrow
-                shared = owned or (x.root in given and _kind(x.value) is np.ndarray)
+                shared = owned or (x.root in given and kind_of(x.value) is np.ndarray)
                 given |= {x.root} - self.inputs
             else:
                 shared = isinstance(x, np.ndarray)
@@ -325,7 +325,7 @@ def _rows(i):
     if not (by_getitem or by_take) or out.nbytes < LARGE:
         return None
     x, indices = map(_value, i.inputs)
-    plain = _kind(x) is np.ndarray and _kind(indices) is np.ndarray
+    plain = kind_of(x) is np.ndarray and kind_of(indices) is np.ndarray
     fits = plain and indices.dtype == np.intp and _in_c_order(x) and _in_c_order(out)
     return i.inputs if fits else None
 
@@ -340,10 +340,6 @@ def gather(x, indices, out):
 
 def _value(x):
     return x.value if isinstance(x, Var) else x
-
-
-def _kind(x):
-    return getattr(x, "kind", type(x))
 
 
 def _nbytes(x):
@@ -373,7 +369,7 @@ def _layout(x):
 def _can_own(var):
     """Whether a value can live in a buffer: an array of one axis or more, dense in some order."""
     x = var.value
-    if _kind(x) is not np.ndarray or x.ndim == 0 or var.base is not None or x.dtype.hasobject:
+    if kind_of(x) is not np.ndarray or x.ndim == 0 or var.base is not None or x.dtype.hasobject:
         return False
     step = x.itemsize
     for stride, n in sorted((s, n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from strategies import bits
 
 import revgrad as rg
-from revgrad import blas
+from revgrad import blas, narrow
 from revgrad.compiled import TwoPhase, compile, listing, show
 from revgrad.fuse import Group
 from revgrad.linear_map import linearize
@@ -718,8 +718,10 @@ def test_a_narrow_product_with_other_bits_is_left_alone(monkeypatch):
     x, y = np.random.default_rng(0).standard_normal((2, 700, 300))
     wrong = lambda self, left, right, out: np.copyto(out, np.nextafter(left @ right, 9e9))
     monkeypatch.setattr("revgrad.narrow.NarrowProduct.__call__", wrong)
+    narrow._same_bits.cache_clear()
     compiled = rg.compile(lambda x, y: x.T @ y)
     assert np.array_equal(compiled(x, y[:, :10].copy()), x.T @ y[:, :10].copy())
+    narrow._same_bits.cache_clear()
 
 
 def test_values_that_live_on_keep_their_scratch():
@@ -733,3 +735,26 @@ def test_values_that_live_on_keep_their_scratch():
     compiled = rg.compile(f)
     for x in (np.linspace(1, 2, 5000), np.linspace(-3, 4, 5000)):
         assert np.array_equal(compiled(x), f(x))
+
+
+def test_recording_holds_no_more_than_samples_of_large_results():
+    """Chains are tried on the first entries; views of what is not held are known all the same."""
+
+    def f(x, b):
+        for _ in range(12):
+            x = np.tanh(np.sin(x) * b + x)
+        return np.sum(x.T[3] * x[:, 0].sum())
+
+    x, b = np.random.default_rng(0).standard_normal((5000, 40)), np.linspace(0.5, 1, 40)
+    compiled = rg.compile(f)
+    tracemalloc.start()
+    try:
+        assert compiled(x, b) == f(x, b)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 12 * x.nbytes  # of 48 results
+    assert rg.value_and_grad(compiled)(x, b)[0] == f(x, b)
+    (entry,) = compiled.entries.values()
+    assert any(isinstance(i, Group) for i in entry.fused)
+    np.testing.assert_array_equal(rg.grad(compiled)(x, b), rg.grad(f)(x, b))

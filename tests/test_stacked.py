@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import revgrad as rg
+from revgrad import stacked as stacked_module
 from revgrad._ext.fused import cotangent_before
 from revgrad.compiled import TwoPhase, gradient_with_products
 from revgrad.nn import softmax_cross_entropy
@@ -136,7 +137,9 @@ def test_a_stacked_product_with_other_bits_is_not_used(monkeypatch):
         first[-1, -1] = np.nextafter(first[-1, -1], 9e9)
 
     monkeypatch.setattr(StackedProduct, "__call__", wrong)
+    stacked_module._same_bits.cache_clear()
     assert not recorded(quadratic).pays_at_once
+    stacked_module._same_bits.cache_clear()
 
 
 def test_products_that_need_each_other_are_left_apart():
