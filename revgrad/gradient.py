@@ -8,6 +8,7 @@ adjoints see the same bits.
 import numpy as np
 import optree
 
+from revgrad._ext import homes
 from revgrad.arrays import plain
 from revgrad.compiled import is_dynamic, signature
 from revgrad.errors import ClosureError
@@ -31,7 +32,7 @@ def own(leaves):
 
 
 def _own_tree(tree):
-    return optree.tree_map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, tree)
+    return optree.tree_map(homes.own, tree)
 
 
 class Gradient:
@@ -152,9 +153,10 @@ class Gradient:
         return batch is last and type(batch) is tuple and all(map(_is_array, batch))
 
     def _flat(self, g, *values):
-        if isinstance(g, np.ndarray) and g.dtype == self.layout.dtype:
-            return g
-        g = self.layout.split(g) if isinstance(g, np.ndarray) else g
+        if not isinstance(g, (list, tuple)):  # one vector
+            if g.dtype == self.layout.dtype:
+                return g
+            g = self.layout.split(g)
         if any(isinstance(x, Box) for x in (*g, *values)):
             raise ClosureError(CLOSURE)
         return self.layout.join(g, self.layout.dtype)

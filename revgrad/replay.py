@@ -9,6 +9,7 @@ import operator
 
 import numpy as np
 
+from revgrad._ext import graphs
 from revgrad.fuse import Group
 from revgrad.narrow import NARROW, NarrowProduct
 from revgrad.record import Var, kind_of
@@ -41,6 +42,7 @@ class Replay:
 
     phases: lists of instructions, run one after the other by `run[k](*inputs of phase k)`; what a
     later phase needs of an earlier one is kept in place until that one runs again.
+    Of arrays on a GPU it becomes CUDA graphs, unless `graphs.why` says why not.
     inputs, outputs: one list per phase. borrow: outputs are buffers, overwritten by the next run.
     together: pairs (phase, slice of its outputs) to put one after the other into one vector.
     vectors: these; None where that cannot be, as an output is no array made here, or made twice.
@@ -52,7 +54,7 @@ class Replay:
         self.owned, self.fixed = set(), set()  # Vars with a buffer; and views of these
         self.homes = {}  # Var -> the part of a vector that it must live in
         self.vectors = [_vector(outputs[k][s], self.homes) for k, s in together]
-        self.phases, self.borrow = phases, borrow
+        self.phases, self.borrow, self.together = phases, borrow, together
         self.flat = [i for phase in phases for i in phase]
         self.last = self._last_uses(inputs, outputs)
         self.inputs = {x for phase in inputs for x in phase}
@@ -74,6 +76,7 @@ class Replay:
         for n, (k, s) in enumerate(together):
             if self.vectors[n] is not None and not self.owned.issuperset(outputs[k][s]):
                 self.vectors[n] = None
+        self.graphs = graphs.made(self, inputs, outputs)
 
     # Lifetimes.
 

@@ -1,7 +1,8 @@
 """As much of CuPy as revgrad uses, on a CPU: arrays that refuse NumPy, kernels compiled by g++.
 
 `installed()` puts it in CuPy's place. Kernels run in the fibers of cuda_shim.h. What CuPy does
-later is done as late as its order allows: a copy that nobody waited for has not happened yet.
+later is done as late as its order allows: a copy that nobody waited for has not happened yet. While
+a stream is captured nothing happens at all, see fake_streams.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import types
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+import fake_streams as streams
 import numpy as np
 import optree
 import pytest
@@ -57,6 +59,7 @@ class ndarray(NDArrayOperatorsMixin):
 
     def __init__(self, home):
         self.home = np.asarray(home)
+        self.token = streams.token_of(self.home)
 
     dtype = property(lambda self: self.home.dtype)
     shape = property(lambda self: self.home.shape)
@@ -67,6 +70,8 @@ class ndarray(NDArrayOperatorsMixin):
     nbytes = property(lambda self: self.home.nbytes)
     flags = property(lambda self: Flags(self.home.flags))
     T = property(lambda self: ndarray(self.home.T))
+    base = property(lambda self: streams.base_of(self.home, ndarray))
+    data = property(lambda self: types.SimpleNamespace(ptr=self.home.ctypes.data))
     __hash__ = object.__hash__
 
     def __array__(self, *_, **__):
@@ -78,10 +83,14 @@ class ndarray(NDArrayOperatorsMixin):
         given = [*inputs, *options.get("out", ())]
         if not all(isinstance(x, (ndarray, *SCALARS)) for x in given):
             return NotImplemented
+        homes = [_home(x) for x in inputs]
+        if ufunc is np.matmul and streams.capturing():
+            return _product(*homes, *(_home(x) for x in options.get("out", ())))
         if "out" in options:
             options["out"] = tuple(_home(x) for x in options["out"])
-        found = getattr(ufunc, method)(*map(_home, inputs), **options)
-        return given[len(inputs)] if "out" in options else _array(found)
+            streams.work(lambda: ufunc(*homes, **options))
+            return given[len(inputs)]
+        return _array(streams.kernel(lambda: ufunc(*homes, **options), homes))
 
     def __array_function__(self, function, kinds, args, options):
         if not all(issubclass(kind, ndarray) for kind in kinds):
@@ -92,16 +101,24 @@ class ndarray(NDArrayOperatorsMixin):
             if name in options and function is not np.copyto:
                 raise TypeError(f"cupy.{function.__name__}() has no {name!r}")
         args, options = optree.tree_map(_home, (args, options))
-        return _array(function(*args, **options))
+        if function.__name__ in PRODUCTS and streams.capturing():
+            streams.cublas().gemmEx()
+        if function is np.copyto:
+            return streams.work(lambda: function(*args, **options))
+        return _array(streams.kernel(lambda: function(*args, **options), (args, options)))
 
     def __getitem__(self, index):
         _refuse_numpy(index)
-        return _array(self.home[optree.tree_map(_home, index)])
+        index = optree.tree_map(_home, index)
+        if any(x.dtype == bool for x in streams.leaves(index)):  # how many there are, it must know
+            streams.wait()
+        return _array(streams.kernel(lambda: self.home[index], self.home))
 
     def __setitem__(self, index, value):
         if isinstance(value, np.ndarray) and value.ndim:
             raise TypeError("an array of NumPy cannot be put into one of CuPy")
-        self.home[optree.tree_map(_home, index)] = _home(value)
+        index, value = optree.tree_map(_home, (index, value))
+        streams.work(lambda: self.home.__setitem__(index, value))
 
     def __len__(self):
         return len(self.home)
@@ -114,6 +131,7 @@ class ndarray(NDArrayOperatorsMixin):
 
     def get(self, stream=None, order="C", out=None, blocking=True):
         ndarray.waits += blocking
+        streams.wait()
         if out is None:
             return self.home.copy()
         if blocking or stream is None:
@@ -131,24 +149,29 @@ class ndarray(NDArrayOperatorsMixin):
 
         def method(*args, **options):
             args, options = optree.tree_map(_home, (args, options))
-            return _array(getattr(self.home, name)(*args, **options))
+            if name == "item":
+                streams.wait()
+            compute = lambda: getattr(self.home, name)(*args, **options)
+            return _array(streams.kernel(compute, self.home))
 
         return method
 
     def tobytes(self, order="C"):
+        streams.wait()
         return self.home.tobytes(order)
 
     def tolist(self):
+        streams.wait()
         return self.home.tolist()
 
     def fill(self, value):
-        self.home.fill(value)
+        streams.work(lambda: self.home.fill(value))
 
     def __copy__(self):
-        return ndarray(self.home.copy())
+        return self.copy()
 
     def __deepcopy__(self, _memo):
-        return ndarray(self.home.copy())
+        return self.copy()
 
     def __repr__(self):
         return f"cupy{self.home!r}"
@@ -179,6 +202,24 @@ def _array(tree):
     return optree.tree_map(lambda x: ndarray(x) if isinstance(x, arrays) else x, tree)
 
 
+PRODUCTS = ("dot", "tensordot", "einsum", "inner", "vdot")
+
+
+def _product(a, b, out=None):
+    """A product of matrices on a captured stream, by the calls that CuPy makes of cuBLAS."""
+    rows, columns = np.atleast_2d(a), b if b.ndim > 1 else b[:, None]
+    lead = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
+    shape = (*lead, rows.shape[-2], columns.shape[-1])
+    made = streams.kernel(lambda: np.empty(shape, np.result_type(a, b)), ())
+    call = streams.dot if made.ndim == 2 else streams.batched
+    call(sys.modules["cupy_backends.cuda.libs"].cublas, rows, columns, made)
+    made = made.reshape((*lead, *a.shape[-2:-1], *b.shape[1:][-1:]))
+    if out is None:
+        return ndarray(made)
+    streams.work(lambda: np.copyto(out, made))
+    return ndarray(out)
+
+
 def _refuse_numpy(index):
     for x in index if isinstance(index, tuple) else (index,):
         if isinstance(x, np.ndarray) and x.ndim:
@@ -205,9 +246,13 @@ class RawModule:
         def call(grid, block, arguments):
             assert len(arguments) == len(types), f"{name}: {len(arguments)} of {len(types)}"
             given = [_argument(name, *pair) for pair in zip(types, arguments, strict=True)]
-            order.value = RawModule.order
-            launch(grid[0], block[0], *given)
-            assert faults.value == 0, f"threads of {name} parted where they should meet"
+
+            def run():
+                order.value = RawModule.order
+                launch(grid[0], block[0], *given)
+                assert faults.value == 0, f"threads of {name} parted where they should meet"
+
+            streams.work(run)
 
         return call
 
@@ -275,54 +320,11 @@ def trampolines(code):
     return "\n".join(lines)
 
 
-class Stream:
-    """Work that is done when somebody waits for it."""
-
-    null = None
-
-    def __init__(self, non_blocking=False):
-        self.todo = []
-
-    def synchronize(self):
-        while self.todo:
-            self.todo.pop(0)()
-
-    def wait_event(self, event):
-        event.synchronize()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return False
-
-
-class Event:
-    def __init__(self, **_):
-        self.stream = None
-
-    def record(self, stream=None):
-        self.stream, self.upto = stream, len(stream.todo) if stream else 0
-
-    def synchronize(self):
-        if self.stream:
-            for _ in range(min(self.upto, len(self.stream.todo))):
-                self.stream.todo.pop(0)()
-            self.upto = 0
-
-    @property
-    def done(self):
-        return not (self.stream and self.upto)
-
-
-Stream.null = Stream()
-
-
 class Device:
     id = 0
 
     def synchronize(self):
-        pass
+        streams.wait()
 
 
 class Runtime:
@@ -342,32 +344,46 @@ def _module():
     cupy = types.ModuleType("cupy")
     cupy.ndarray, cupy.RawModule, cupy.__version__ = ndarray, RawModule, "fake"
     cupy.asarray = lambda x, dtype=None: (
-        x
-        if isinstance(x, ndarray) and dtype in (None, x.dtype)
-        else ndarray(np.array(_home(x), dtype))
+        x if isinstance(x, ndarray) and dtype in (None, x.dtype) else cupy.array(x, dtype)
     )
-    cupy.array = lambda x, dtype=None: ndarray(np.array(_home(x), dtype))
+    cupy.array = _array_of
     cupy.ascontiguousarray = lambda x, dtype=None: ndarray(np.ascontiguousarray(_home(x), dtype))
+    cupy.may_share_memory = lambda x, y: np.may_share_memory(_home(x), _home(y))
     cupy.asnumpy = lambda x: x.get() if isinstance(x, ndarray) else np.asarray(x)
     for name in ("empty", "zeros", "ones", "full", "arange"):
         setattr(cupy, name, _made(getattr(np, name)))
     for name in ("empty_like", "zeros_like", "broadcast_to", "concatenate", "result_type"):
         setattr(cupy, name, _made(getattr(np, name)))
     cupy.cuda = types.SimpleNamespace(
-        Device=Device, Stream=Stream, Event=Event, get_current_stream=lambda: Stream.null,
-        alloc_pinned_memory=bytearray, runtime=Runtime(),
+        Device=Device, Stream=streams.Stream, Event=streams.Event, Graph=streams.Graph,
+        get_current_stream=streams.current, runtime=Runtime(), Memory=streams.Memory,
+        MemoryPool=streams.Pool, using_allocator=streams.using_allocator,
+        alloc_pinned_memory=lambda size: streams.pinned_memory.allocator(size),
+        set_pinned_memory_allocator=streams.pinned_memory.set,
     )  # fmt: skip
+    cupy.get_default_memory_pool = streams.Pool
+    cupy.get_default_pinned_memory_pool = lambda: streams.pinned_memory
     cupy.__spec__ = ModuleSpec("cupy", None)
     return cupy
+
+
+def _array_of(x, dtype=None):
+    if isinstance(x, ndarray):
+        return ndarray(streams.kernel(lambda: np.array(x.home, dtype), ()))
+    return ndarray(streams.upload(x, dtype))
 
 
 def _made(function):
     def make(*args, **options):
         args, options = optree.tree_map(_home, (args, options))
-        made = function(*args, **options)
-        if function is np.empty and made.dtype.kind != "O":  # nobody may count on zeros
-            made.view(np.uint8 if made.ndim else made.dtype).fill(0xA5 if made.ndim else 0)
-        return _array(made)
+
+        def compute():
+            made = function(*args, **options)
+            if function is np.empty and made.dtype.kind != "O":  # nobody may count on zeros
+                made.view(np.uint8 if made.ndim else made.dtype).fill(0xA5 if made.ndim else 0)
+            return made
+
+        return _array(streams.kernel(compute, (args, options)))
 
     return make
 
@@ -375,9 +391,13 @@ def _made(function):
 @contextlib.contextmanager
 def installed():
     """The fake in the place of CuPy, and revgrad's kernel for it."""
-    names = ("cupy", "revgrad._ext.cuda")
+    names = ("cupy", "cupy_backends.cuda.libs", "revgrad._ext.cuda", "revgrad._ext.products")
     before = {name: sys.modules.pop(name, None) for name in names}
     sys.modules["cupy"] = _module()
+    sys.modules["cupy_backends.cuda.libs"] = types.SimpleNamespace(cublas=streams.cublas())
+    import revgrad._ext.products as products
+
+    products.library = streams.Library
     try:
         yield sys.modules["cupy"]
     finally:
@@ -387,4 +407,5 @@ def installed():
                 sys.modules[name] = module
         import revgrad._ext as ext
 
-        ext.__dict__.pop("cuda", None)
+        for name in ("cuda", "products"):
+            ext.__dict__.pop(name, None)

@@ -77,6 +77,7 @@ def allowed():
     table = {}
     for column in (REALS, INTEGERS):
         table |= {name: set(column[:k]) for k, name in enumerate(column)}
+    table["replay"].add("_ext")  # for _ext.graphs, which launches its calls on a GPU
     table["fuse"].add("_ext")  # for _ext.chains, which runs NumPy's loops and knows no integers
     for name in ("rules", *INTEGERS):
         table[name].add(HOMES)
@@ -213,7 +214,8 @@ def test_a_module_without_a_place_is_caught(tmp_path, module):
 
 
 # Modules that are imported when the package that they are about is there.
-ABOUT = {"rules.special": {"scipy"}, "scipy": {"scipy"}, "_ext.cuda": {"cupy"}}
+ABOUT = {"rules.special": {"scipy"}, "scipy": {"scipy"}, "_ext.cuda": {"cupy"},
+         "_ext.products": {"cupy"}}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)

@@ -99,6 +99,11 @@ def beside(x: Any, like: Any) -> Any:
     return home(x)
 
 
+def own(x: Any) -> Any:
+    """A copy of an array that may be overwritten: NumPy's, or one that is away; else x itself."""
+    return x.copy() if isinstance(x, np.ndarray) or is_away(x) else x
+
+
 def real_array(x: Any) -> Any:
     """x, or what np.asarray makes of what is no array."""
     return x if is_away(x) else np.asarray(x)

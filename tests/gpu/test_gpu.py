@@ -31,6 +31,26 @@ from test_cuda_train import (  # noqa: F401
     test_hyper_on_the_device_has_its_derivative_there,
     test_overflow_names_step_and_leaf,
 )
+from test_graphs import (  # noqa: F401
+    test_a_replay_is_launched_from_its_third_call_on,
+    test_a_step_back_is_launched_too_and_belongs_to_its_step_forward,
+    test_an_output_that_is_an_input_stays_it,
+    test_aux_is_the_callers_though_graphs_overwrite_it,
+    test_copies_from_the_host_are_refused,
+    test_every_thread_has_graphs_of_its_own,
+    test_inputs_are_read_where_they_are_while_they_stay_there,
+    test_numbers_change_without_a_new_graph,
+    test_numbers_that_are_part_of_a_graph_lead_to_another,
+    test_other_strides_are_another_matter,
+    test_parts_of_one_vector_are_copied_at_once,
+    test_phases_go_back_to_what_ran_before_them,
+    test_products_go_to_cublas_as_cupy_sends_them,
+    test_results_are_the_callers,
+    test_those_that_change_too_often_lead_to_none,
+    test_training_goes_by_graphs,
+    test_two_replays_may_read_what_the_other_wrote,
+    test_what_cannot_be_captured_runs_as_it_is_for_good,
+)
 
 
 @pytest.mark.parametrize("size", [1_000_003, 3_000_000])

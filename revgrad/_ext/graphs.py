@@ -1,0 +1,354 @@
+"""Replays of CuPy arrays as CUDA graphs, so that small networks are not bound by launches.
+
+A phase of a replay runs once as it is, which compiles its kernels. At its second call it is
+captured: run on a stream that only takes notes, with memory from a pool that nothing else uses, so
+that launching the notes runs the same kernels on the same addresses. A graph is kept if it gives
+the bits of the plain run beside it. What cannot be captured stays plain for good; `why` says so.
+"""
+
+from __future__ import annotations
+
+import gc
+import operator
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+
+from revgrad._ext import homes
+
+LARGEST = 2**24  # bytes of an array from which on kernels take longer than their launches
+CAPTURES, LAUNCHES = 4, 20  # a phase may be captured 4 times, and once more per 20 launches
+OURS = ("numpy", "_operator", "revgrad.rules", "revgrad._ext.homes")  # they leave all to CuPy
+ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.truediv}
+_one_at_a_time = threading.RLock()
+
+
+def made(replay: Any, inputs: Any, outputs: Any) -> Graphs | None:
+    """The Graphs of a replay, which take the place of what it runs; None for NumPy's arrays."""
+    if not any(_is_away(v.value) for phase in inputs for v in phase):
+        return None
+    return Graphs(replay, inputs, outputs)
+
+
+class Graphs:
+    """What the phases of one replay share. why: the reason for which they run as they are, or None.
+
+    ran: the graph that each phase ran as the last time, None for a plain run.
+    """
+
+    def __init__(self, replay: Any, inputs: Any, outputs: Any) -> None:
+        self.run, self.space, self.borrow = replay.run, replay.space, replay.borrow
+        self.vectors, self.together = replay.vectors, replay.together
+        self.plain = list(replay.run)
+        self.ran: list[Graph | None] = [None] * len(replay.run)
+        self.pool: Any = None
+        self.stream: Any = None
+        self.why, self.phases = _refusal(replay.flat), list[Phase]()
+        if self.why is None:
+            for k, (ins, outs) in enumerate(zip(inputs, outputs, strict=True)):
+                phase = Phase(self, k, _numbers(ins, replay.flat), _given(ins, outs))
+                self.phases.append(phase)
+            self.run[:] = self.phases
+
+    def run_plain(self, k: int, given: tuple[Any, ...]) -> list[Any]:
+        self._ran(k, None, None)
+        return list(self.plain[k](*given))
+
+    def _ran(self, k: int, graph: Graph | None, vector: Any) -> None:
+        self.ran[k] = graph
+        if k < len(self.together):
+            self.vectors[k] = vector
+
+    def give_up(self, why: str) -> None:
+        """Run as it is from now on, and let go of all memory."""
+        self.why, self.pool, self.run[:] = why, None, self.plain
+        self.vectors[:] = [None] * len(self.vectors)
+        for phase in self.phases:
+            phase.graph = None
+
+
+class Phase:
+    """One phase: call it like the function of the replay.
+
+    numbers: dtypes of the numbers among its inputs that a graph can read from the device. given:
+    for each output, which input it is, if any. moved: inputs whose addresses change too often for a
+    graph to read them where they are, such as minibatches. since: launches until the last capture.
+    """
+
+    def __init__(self, owner: Graphs, k: int, numbers: dict[int, Any], given: list[Any]) -> None:
+        self.owner, self.k, self.numbers, self.given = owner, k, numbers, given
+        self.graph: Graph | None = None
+        self.before: list[Any] | None = None
+        self.moved: set[int] = set()
+        self.captures = self.launches = self.since = 0
+
+    def __call__(self, *given: Any) -> list[Any]:
+        owner, graph, misfit = self.owner, self.graph, ""
+        if owner.why:  # of a caller who holds on to a phase
+            return owner.run_plain(self.k, given)
+        if graph is not None and graph.base == owner.ran[: self.k]:
+            misfit = graph.misfit(given)
+            if not misfit:
+                self.launches += 1
+                return graph.launch(given)
+        here = [_place(x) for x in given]
+        warm = self.before is not None and None not in owner.ran[: self.k]
+        if self.launches - self.since < LAUNCHES:
+            pairs = enumerate(zip(self.before or here, here, strict=True))
+            self.moved |= {i for i, (before, now) in pairs if before != now}
+        self.before = here
+        if warm and self.captures >= CAPTURES + self.launches // LAUNCHES:
+            owner.give_up(f"{self.captures} captures for {self.launches} launches: {misfit}")
+        if not warm or owner.why:
+            return owner.run_plain(self.k, given)
+        return self._captured(given)
+
+    def _captured(self, given: tuple[Any, ...]) -> list[Any]:
+        """A plain run, and then the same as a graph, which is kept if the bits are."""
+        owner, self.graph, self.since = self.owner, None, self.launches
+        self.captures += 1
+        wanted = owner.run_plain(self.k, given)
+        names = dict(owner.space)
+        try:
+            graph = Graph(self, given)
+            found = graph.launch(given)
+            why = "" if _same_bits(found, wanted) else "a graph gave other bits than a plain run"
+        except Exception as error:  # whatever CUDA, CuPy or memory have against it
+            why = f"{type(error).__name__}: {error}"
+        if not why:
+            self.graph = graph
+            return found
+        owner.space.update(names)  # of what later phases read
+        owner.give_up(why)
+        return wanted
+
+
+class Graph:
+    """One capture of a phase, at addresses that it was given or copies to."""
+
+    def __init__(self, phase: Phase, given: tuple[Any, ...]) -> None:
+        self.phase, self.owner = phase, phase.owner
+        self.base = self.owner.ran[: phase.k]
+        self.here = [_place(x) for x in given]
+        self.bits = {i: _bits(x) for i, x in enumerate(given) if self.here[i] is None}
+        self.twins = _twins(given, [i for i in phase.moved if self.here[i]])
+        self.buffers = {i: x for twin in self.twins for i, x in twin.parts.items()}
+        like = next((x for x in given if homes.is_away(x)), None)
+        if like is None:
+            raise ValueError("nothing that it is given is on the device")
+        cupy = homes.module_of(like)
+        self.cells = {i: cupy.full((), given[i], d) for i, d in phase.numbers.items()}
+        inside = {**dict(enumerate(given)), **self.buffers, **self.cells}
+        if self.cells:  # for arrays of no axis there are other kernels, which are to be compiled
+            self.owner.plain[phase.k](*inside.values())
+        with _capture(cupy, self.owner) as done:
+            self.outputs = self.owner.plain[phase.k](*inside.values())
+            self.vector = self._together(cupy)
+        self.launchable, self.held = done[0], ()
+        self.last = phase.k + 1 == len(self.owner.plain)
+        shown = [x for x in inside.values() if homes.is_away(x)]
+        made_here = [x for x, i in zip(self.outputs, phase.given, strict=True) if i is None]
+        if any(homes.is_away(x) and cupy.may_share_memory(x, y) for x in made_here for y in shown):
+            raise ValueError("an output is a view of an input")
+
+    def misfit(self, given: tuple[Any, ...]) -> str:
+        """What keeps a launch from standing for a run on these inputs; empty where nothing does."""
+        for i, (x, place) in enumerate(zip(given, self.here, strict=True)):
+            if place is None:
+                if i not in self.cells and _bits(x) != self.bits[i]:
+                    return f"input {i} changes, and is no array on the device"
+            elif _place(x) != place and (i not in self.buffers or x.strides != place[1]):
+                return f"input {i} comes at other addresses or with other strides"
+        return ""
+
+    def launch(self, given: tuple[Any, ...]) -> list[Any]:
+        """What a run returns: arrays of its own, or with `borrow` those of the next launch too."""
+        for twin in self.twins:
+            twin.fill(given)
+        for i, cell in self.cells.items():
+            if (bits := _bits(given[i])) != self.bits[i]:
+                cell.fill(given[i])
+                self.bits[i] = bits
+        self.launchable.launch()
+        self.owner._ran(self.phase.k, self, self.vector)
+        if not self.last:  # a later phase may read these where they are
+            self.held = given
+        return [self._own(x) if i is None else given[i]
+                for x, i in zip(self.outputs, self.phase.given, strict=True)]  # fmt: skip
+
+    def _together(self, cupy: Any) -> Any:
+        """The outputs that are wanted in one vector, copied to one; None where that cannot be."""
+        if self.phase.k >= len(self.owner.together):
+            return None
+        parts = self.outputs[self.owner.together[self.phase.k]]
+        away = all(map(homes.is_away, parts))
+        if not (away and self.owner.borrow and len({x.dtype for x in parts}) == 1):
+            return None
+        ends = np.cumsum([0, *(x.size for x in parts)]).tolist()
+        vector = cupy.empty(ends[-1], parts[0].dtype)
+        for x, lo, hi in zip(parts, ends, ends[1:], strict=False):
+            vector[lo:hi].reshape(x.shape)[...] = x
+        return vector
+
+    def _own(self, x: Any) -> Any:
+        return x.copy("K") if homes.is_away(x) and not (self.owner.borrow and x.ndim) else x
+
+
+@contextmanager
+def _capture(cupy: Any, owner: Graphs) -> Iterator[list[Any]]:
+    """Take notes of what is launched; a list of the graph, once it is there."""
+    from revgrad._ext import products
+
+    if owner.pool is None:
+        owner.pool, owner.stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
+    done: list[Any] = []
+    with _one_at_a_time, _undisturbed(cupy), products.on(owner.stream), owner.stream:
+        owner.stream.begin_capture()
+        try:
+            with cupy.cuda.using_allocator(owner.pool.malloc):
+                yield done
+        except BaseException:
+            with suppress(Exception):  # it may say no more than that something went wrong before
+                owner.stream.end_capture()
+            raise
+        done.append(owner.stream.end_capture())
+
+
+@contextmanager
+def _undisturbed(cupy: Any) -> Iterator[None]:
+    """No garbage collection, which may free memory; no pinned memory for this thread, from which
+    CuPy copies to the device: every launch would, when it has long been used for something else."""
+    thread, pinned = threading.get_ident(), cupy.get_default_pinned_memory_pool().malloc
+
+    def refuse(size: int) -> Any:
+        if threading.get_ident() == thread:
+            raise ValueError("it copies from the host's memory")
+        return pinned(size)
+
+    collecting = gc.isenabled()
+    gc.disable()
+    cupy.cuda.set_pinned_memory_allocator(refuse)
+    try:
+        yield
+    finally:
+        cupy.cuda.set_pinned_memory_allocator(pinned)
+        if collecting:
+            gc.enable()
+
+
+# What a program says beforehand.
+
+
+def _refusal(instructions: list[Any]) -> str | None:
+    if os.environ.get("REVGRAD_GRAPHS", "1") == "0":
+        return "REVGRAD_GRAPHS is 0"
+    for i in instructions:
+        module = str(getattr(i.primitive.run, "__module__", None) or "numpy")  # ufuncs have none
+        if not any(module == x or module.startswith(f"{x}.") for x in OURS):
+            return f"{i.primitive.name} is not one of revgrad's own functions"
+        if any(getattr(v.value, "nbytes", 0) > LARGEST for v in i.outputs):
+            return f"arrays of more than {LARGEST} bytes: launches are not what takes time"
+    return None
+
+
+def _numbers(inputs: list[Any], instructions: list[Any]) -> dict[int, Any]:
+    """Which inputs are numbers that meet nothing but arrays on the device, of which dtype.
+
+    As an array of no axis such a number gives the same bits, and can change between launches.
+    """
+    found = {}
+    for k, v in enumerate(inputs):
+        readers = [i for i in instructions if any(x is v for x in i.inputs)]
+        others = [x.value if hasattr(x, "value") else x
+                  for i in readers for x in i.inputs if x is not v]  # fmt: skip
+        plain = all(_entry_by_entry(i.primitive.run) for i in readers)
+        dtypes = {x.dtype if _is_away(x) else None for x in others}
+        if _is_away(v.value) or not (plain and len(dtypes) == 1):
+            continue
+        (dtype,) = dtypes
+        own = getattr(v.value, "dtype", None) or dtype  # a float takes that of the arrays
+        if dtype is not None and dtype.kind == "f" and own == dtype and v.value.shape == ():
+            found[k] = dtype
+    return found
+
+
+def _entry_by_entry(run: Any) -> bool:
+    return run in ARITHMETIC or (isinstance(run, np.ufunc) and run.signature is None)
+
+
+def _given(inputs: list[Any], outputs: list[Any]) -> list[Any]:
+    return [next((k for k, v in enumerate(inputs) if v is x), None) for x in outputs]
+
+
+def _is_away(value: Any) -> bool:
+    kind = getattr(value, "kind", type(value))
+    return kind.__module__.partition(".")[0] in homes.HOMES
+
+
+# What a call says.
+
+
+def _place(x: Any) -> tuple[int, tuple[int, ...]] | None:
+    """Where an array on the device lies; None for all else."""
+    return (x.data.ptr, x.strides) if homes.is_away(x) else None
+
+
+def _bits(x: Any) -> Any:
+    return type(x), np.asarray(x).tobytes() if hasattr(x, "dtype") else repr(x)
+
+
+class Twin:
+    """Memory for inputs that make up one vector, or for one input. parts: arrays, by input."""
+
+    def __init__(self, given: tuple[Any, ...], members: list[int]) -> None:
+        self.members, first = members, given[members[0]]
+        self.starts = _starts(given, members)
+        if self.starts is None:
+            self.whole = first.copy("K")
+            self.parts = {members[0]: self.whole}
+        else:
+            self.whole = first.base.copy()
+            cut = [self.whole[lo // first.itemsize :][: given[i].size].reshape(given[i].shape)
+                   for lo, i in zip(self.starts, members, strict=True)]  # fmt: skip
+            self.parts = dict(zip(members, cut, strict=True))
+        if any(x.strides != given[i].strides for i, x in self.parts.items()):
+            raise ValueError("an input has gaps between its entries")
+
+    def fill(self, given: tuple[Any, ...]) -> None:
+        if self.starts is not None and _starts(given, self.members) == self.starts:
+            self.whole[...] = given[self.members[0]].base
+            return
+        for i, x in self.parts.items():
+            x[...] = given[i]
+
+
+def _starts(given: tuple[Any, ...], members: list[int]) -> list[int] | None:
+    """Where inputs begin, in bytes, in the vector that they make up; None where they do not."""
+    parts = [given[i] for i in members]
+    base = parts[0].base
+    if base is None or base.ndim != 1 or sum(x.nbytes for x in parts) != base.nbytes:
+        return None
+    starts = [x.data.ptr - base.data.ptr for x in parts]
+    inside = all(0 <= lo < base.nbytes and x.dtype == base.dtype and x.flags.c_contiguous
+                 for lo, x in zip(starts, parts, strict=True))  # fmt: skip
+    return starts if inside else None
+
+
+def _twins(given: tuple[Any, ...], members: list[int]) -> list[Twin]:
+    """Twins of some inputs; one for those that make up one vector, such as the leaves of params."""
+    groups: dict[int, list[int]] = {}
+    for i in members:
+        base = given[i].base
+        groups.setdefault((given[i] if base is None else base).data.ptr, []).append(i)
+    whole = {k: _starts(given, group) is not None for k, group in groups.items()}
+    parts = [[group] if whole[k] else [[i] for i in group] for k, group in groups.items()]
+    return [Twin(given, group) for some in parts for group in some]
+
+
+def _same_bits(found: list[Any], wanted: list[Any]) -> bool:
+    same = lambda a, b: a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    return all(same(homes.to_host(a), homes.to_host(b)) for a, b in zip(found, wanted, strict=True))
