@@ -43,7 +43,8 @@ KNOWN = {
     "absolute", "add", "all", "any", "argmax", "argmin", "argsort", "bitwise_and", "bitwise_or",
     "broadcast_to", "ceil", "clip", "concatenate", "copy", "copyto", "cumsum", "divide", "dot",
     "einsum", "empty_like", "equal", "exp", "expand_dims", "expm1", "fabs", "floor", "full_like",
-    "greater", "greater_equal", "invert", "isfinite", "less", "less_equal", "linalg.norm", "log",
+    "greater", "greater_equal", "invert", "isfinite", "less", "less_equal",
+    "lib.stride_tricks.sliding_window_view", "linalg.norm", "log",
     "log1p", "logaddexp", "logical_and", "logical_not", "logical_or", "matmul", "max", "maximum",
     "mean", "min", "minimum", "moveaxis", "multiply", "ndim", "negative", "not_equal",
     "ones_like", "pad", "power", "prod", "ravel", "repeat", "reshape", "result_type", "rint",
@@ -338,6 +339,12 @@ class Runtime:
 
     def driverGetVersion(self):
         return 0
+
+    def runtimeGetVersion(self):
+        return 0
+
+    def memGetInfo(self):
+        return 2**33, 2**34
 
 
 def _module():

@@ -1,8 +1,9 @@
 """JAX: the whole hypergradient under jit, training as a scan, batches gathered by index inside it.
 
 `jax` stores what the scan's derivative wants, `jax-remat` only the states (jax.checkpoint around
-the step, whose work is then done again), `jax-plain` only trains. The program is compiled ahead of
-time; the data live on JAX's side.
+the step, whose work is then done again), `jax-plain` only trains; with `-conv` behind it, images
+are convolved by XLA's own convolution. The program is compiled ahead of time; the data live on
+JAX's side.
 """
 
 import jax
@@ -65,6 +66,28 @@ class Ops:
         return lax.scan(cell, (zeros, zeros), xs @ w + b)[1]
 
 
+class Conv(Ops):
+    """Images as they come, convolved by what XLA calls (cuDNN, on a GPU)."""
+
+    @staticmethod
+    def images(x):
+        return x
+
+    @staticmethod
+    def conv(x, w, b, padding):
+        axes, pads = ("NHWC", "HWIO", "NHWC"), [(padding, padding)] * 2
+        return lax.conv_general_dilated(x, w, (1, 1), pads, dimension_numbers=axes) + b
+
+    @staticmethod
+    def pool(x):
+        n, h, w, c = x.shape
+        return x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+
+    @staticmethod
+    def flat(x):
+        return x.reshape(x.shape[0], -1)
+
+
 def prepared(problem):
     """The data and the batches' indices, on JAX's side; labels of classifiers as one-hot rows."""
     data = dict(problem.data)
@@ -76,12 +99,12 @@ def prepared(problem):
     return {k: jnp.asarray(v) for k, v in data.items()}
 
 
-def hyperloss_of(problem, remat):
+def hyperloss_of(problem, remat, ops):
     def hyperloss(theta, data):
-        shared = problem.shared(Ops, theta)
+        shared = problem.shared(ops, theta)
         rates = [
             jnp.broadcast_to(jnp.asarray(r, problem.dtype), (problem.steps, problem.leaves))
-            for r in problem.rates(Ops, theta)
+            for r in problem.rates(ops, theta)
         ]
 
         def step(state, now):
@@ -90,16 +113,16 @@ def hyperloss_of(problem, remat):
             x, y = data["x"], data["y"]
             if problem.size is not None:
                 x, y = x[rows], y[rows]
-            g = jax.grad(lambda p: problem.loss(Ops, p, shared, x, y))(params)
+            g = jax.grad(lambda p: problem.loss(ops, p, shared, x, y))(params)
             velocity = [m * v - (1 - m) * d for m, v, d in zip(momentum, velocity, g, strict=True)]
             params = [w + a * v for w, a, v in zip(params, rate, velocity, strict=True)]
             return (params, velocity), None
 
-        params = problem.start(Ops, theta, data)
+        params = problem.start(ops, theta, data)
         state = params, [jnp.zeros_like(w) for w in params]
         step = jax.checkpoint(step) if remat else step
         (params, _), _ = lax.scan(step, state, (*rates, data["rows"]))
-        return problem.final(Ops, params, data)
+        return problem.final(ops, params, data)
 
     return hyperloss
 
@@ -107,7 +130,7 @@ def hyperloss_of(problem, remat):
 def build(problem, name):
     data = prepared(problem)
     theta = jax.tree.map(jnp.asarray, problem.theta)
-    f = hyperloss_of(problem, name == "jax-remat")
+    f = hyperloss_of(problem, "remat" in name, Conv if name.endswith("conv") else Ops)
     f = f if name == "jax-plain" else jax.value_and_grad(f)
     program = jax.jit(f).lower(theta, data).compile()
 
@@ -118,7 +141,12 @@ def build(problem, name):
     return run
 
 
-def setup(dtype, threads):
-    """Once per process, before anything is made; threads follow the process's affinity."""
+def setup(dtype, threads, device="cpu"):
+    """Once per process, before anything is made; threads follow the process's affinity.
+
+    Products are of full precision, which on a GPU is not what JAX does by itself (TF32).
+    """
     jax.config.update("jax_enable_x64", dtype == "float64")
-    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", device)
+    if device != "cpu":
+        jax.config.update("jax_default_matmul_precision", "highest")

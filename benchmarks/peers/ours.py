@@ -39,19 +39,19 @@ class Ops:
         return nn.scan(nn.lstm_cell, params, (zeros, zeros), xs)[1]
 
 
-def prepared(problem):
+def prepared(problem, put=lambda x: x):
     """The data; labels of the small classifiers as one-hot rows, made once."""
     data = dict(problem.data)
     for name in ("y", "fy"):
         if data[name].ndim == 1:
             data[name] = one_hot(data[name], 10, problem.dtype)
-    return data
+    return {k: put(v) for k, v in data.items()}
 
 
-def build(problem, name):
-    """run() -> (value, gradients by name of theta)."""
-    data = prepared(problem)
-    split, theta = (data["x"], data["y"]), problem.theta
+def build(problem, name, put=lambda x: x):
+    """run() -> (value, gradients by name of theta). put: brings an array to where it shall be."""
+    data = prepared(problem, put)
+    split, theta = (data["x"], data["y"]), {k: put(v) for k, v in problem.theta.items()}
     batches = [split] if problem.size is None else rg.minibatches(split, problem.size, seed=0)
     adjoint = "auto"  # of "plain", which only trains
     if name != "plain":

@@ -192,10 +192,10 @@ class Images(Problem):
 class LeNet(Problem):
     """LeNet, batch 128; rate and momentum per step and leaf: 2,000. Final loss of 1,000 images."""
 
-    per_step, size, rate, momentum, compared = True, 128, 0.1, 0.9, 20
+    per_step, size, rate, momentum, compared, tested = True, 128, 0.1, 0.9, 20, 1000
 
     def make(self):
-        split, final = mnist(self.dtype, self.examples, 1000)
+        split, final = mnist(self.dtype, self.examples, self.tested)
         square = lambda s: (s[0].reshape(-1, 28, 28, 1), s[1])
         self.take(square(split), square(final))
         arrays = []

@@ -10,6 +10,7 @@ import torch
 from . import unrolled
 
 F = torch.nn.functional
+PLACE = {"device": "cpu"}
 
 
 class Ops:
@@ -58,12 +59,12 @@ class Ops:
 
 
 def tensors(arrays):
-    return {k: torch.tensor(v) for k, v in arrays.items()}
+    return {k: torch.tensor(v, device=PLACE["device"]) for k, v in arrays.items()}
 
 
 def build(problem, name):
     data, rows = tensors(problem.data), problem.rows()
-    rows = None if rows is None else torch.tensor(rows)
+    rows = None if rows is None else tensors({"rows": rows})["rows"]
     if name == "torch-plain":
         return lambda: (plain(problem, data, rows), {})
     if name == "torch":
@@ -118,7 +119,8 @@ def by_steps(problem, data, rows, compiled):
     def inputs(theta):
         rates = problem.rates(Ops, theta)
         full = (problem.steps, problem.leaves)
-        rates = [torch.as_tensor(r, dtype=data["start"]).expand(full) for r in rates]
+        like = {"dtype": data["start"], "device": PLACE["device"]}
+        rates = [torch.as_tensor(r, **like).expand(full) for r in rates]
         return *rates, problem.shared(Ops, theta), problem.start(Ops, theta, data)
 
     def run():
@@ -140,5 +142,8 @@ def by_steps(problem, data, rows, compiled):
     return run
 
 
-def setup(dtype, threads):
+def setup(dtype, threads, device="cpu"):
+    """On a GPU products and convolutions are of full precision: TF32 is off."""
     torch.set_num_threads(threads)
+    PLACE["device"] = device
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -55,13 +55,14 @@ class Graphs:
             self.run[:] = self.phases
 
     def run_plain(self, k: int, given: tuple[Any, ...]) -> list[Any]:
-        self._ran(k, None, None)
+        self._ran(k, None, {})
         return list(self.plain[k](*given))
 
-    def _ran(self, k: int, graph: Graph | None, vector: Any) -> None:
+    def _ran(self, k: int, graph: Graph | None, vectors: dict[int, Any]) -> None:
         self.ran[k] = graph
-        if k < len(self.together):
-            self.vectors[k] = vector
+        for n, (phase, _) in enumerate(self.together):
+            if phase == k:
+                self.vectors[n] = vectors.get(n)
 
     def give_up(self, why: str) -> None:
         """Run as it is from now on, and let go of all memory."""
@@ -147,7 +148,8 @@ class Graph:
             self.owner.plain[phase.k](*inside.values())
         with _capture(cupy, self.owner) as done:
             self.outputs = self.owner.plain[phase.k](*inside.values())
-            self.vector = self._together(cupy)
+            together = enumerate(self.owner.together)
+            self.vectors = {n: self._joined(cupy, s) for n, (k, s) in together if k == phase.k}
         self.launchable, self.held = done[0], ()
         self.last = phase.k + 1 == len(self.owner.plain)
         shown = [x for x in inside.values() if homes.is_away(x)]
@@ -174,17 +176,15 @@ class Graph:
                 cell.fill(given[i])
                 self.bits[i] = bits
         self.launchable.launch()
-        self.owner._ran(self.phase.k, self, self.vector)
+        self.owner._ran(self.phase.k, self, self.vectors)
         if not self.last:  # a later phase may read these where they are
             self.held = given
         return [self._own(x) if i is None else given[i]
                 for x, i in zip(self.outputs, self.phase.given, strict=True)]  # fmt: skip
 
-    def _together(self, cupy: Any) -> Any:
+    def _joined(self, cupy: Any, some: slice) -> Any:
         """The outputs that are wanted in one vector, copied to one; None where that cannot be."""
-        if self.phase.k >= len(self.owner.together):
-            return None
-        parts = self.outputs[self.owner.together[self.phase.k]]
+        parts = self.outputs[some]
         away = all(map(homes.is_away, parts))
         if not (away and self.owner.borrow and len({x.dtype for x in parts}) == 1):
             return None
