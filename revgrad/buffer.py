@@ -316,11 +316,6 @@ class InformationBuffer:
 
     def _retreat(self, x: Int64s, heads: Heads, ratio: Ratio, lend: bool) -> None:
         """Divide all elements, from the last; lend: zeros where words are wanting."""
-        if lend and not self._tail.threads:
-            raise RatioRefused(
-                "a ratio above 1 takes zeros from under the words, which the GPU's kernel cannot; "
-                "train NumPy arrays, or pass adjoint=Stored()."
-            )
         self._tail.lent |= lend
         if not lend and self._retreat_in_threads(x, heads, ratio):
             return

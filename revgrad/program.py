@@ -143,6 +143,7 @@ class Program:
                 return value
         except FixedOverflow as error:
             raise self._overflow(error, t, error.target, g) from None
+        self.settle(state)
         self._one_by_one(state, t, value, g)
         return value
 
@@ -169,6 +170,7 @@ class Program:
     def advance_pointwise(self, state, t, first=None):
         """`advance`; returns ((loss, aux), the points of its statements in order, g)."""
         value, g = self._first(first, state, t)
+        self.settle(state)
         return value, self._one_by_one(state, t, value, g), wide(g)
 
     def _one_by_one(self, state, t, value, g):

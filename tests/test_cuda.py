@@ -219,10 +219,78 @@ def test_encoding_decoding_and_rounding_scales_agree(cupy):
         FixedArray.encode(cupy.asarray(np.append(reals[:-1], np.inf)), 55)
 
 
-def test_a_ratio_above_one_is_refused_with_advice(cupy):
-    x = cupy.asarray(np.arange(5))
-    with pytest.raises(RatioRefused, match="Stored"):
-        InformationBuffer(5, like=x).multiply(x, Ratio(3, 2))
+# Ratios above 1: words come back, then zeros.
+
+
+def rises(x, ratios, like):
+    """What multiplies and then divides leave behind each one; `words` is below 0 in between."""
+    x, buffer, seen = homes.beside(x.copy(), like), InformationBuffer(len(x), like=like), []
+    for move, some in ((buffer.multiply, ratios), (buffer.divide, ratios[::-1])):
+        for ratio in some:
+            move(x, ratio)
+            seen.append((homes.to_host(x).tobytes(), buffer.words, buffer.bits, buffer.digest()))
+    assert buffer.digest() == InformationBuffer(len(x)).digest()
+    assert min(words for _, words, *_ in seen) < 0
+    return seen
+
+
+RISES = {
+    "above one alone": [Ratio(10, 9)] * 12,
+    "the steepest": [Ratio(65536, 1)] + [Ratio(1, 7)] * 30,
+    "after a fall": [Ratio(9, 10)] * 40 + [Ratio(10, 9)] * 60 + [Ratio(3, 100)] * 5,
+    "between falls": [Ratio(2, 1), Ratio(1, 3), Ratio(65536, 58982), Ratio(1, 65536)] * 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RISES)
+@pytest.mark.parametrize("size", [7, 1025, 3000])
+def test_ratios_above_one_take_the_cpus_words_and_zeros(cupy, order, name, size):
+    x = np.random.default_rng(size).integers(-(2**40), 2**40, size)
+    seen = [rises(x, RISES[name], like) for like in (None, cupy.zeros(1))]
+    assert seen[0] == seen[1]
+
+
+def test_so_do_ratios_above_and_below_one_at_once(cupy):
+    rng = np.random.default_rng(1)
+    x, ratios = rng.integers(-(2**40), 2**40, 2500), []
+    for _ in range(12):
+        n, d = rng.integers(1000, 2000, (2, 2500))
+        ratios.append(Ratio(n, d))
+    seen = [rises(x, ratios, like) for like in (None, cupy.zeros(1))]
+    assert seen[0] == seen[1]
+
+
+def test_words_that_went_to_the_host_come_back_for_a_rise(cupy):
+    x, falls = np.arange(1500) << 30, [Ratio(3, 100)] * 40
+    here, there = InformationBuffer(1500), InformationBuffer(1500, like=cupy.zeros(1))
+    y = cupy.asarray(x)
+    for ratio in falls:
+        here.multiply(x, ratio)
+        there.multiply(y, ratio)
+    assert there._tail.below.words > 1500  # or nothing was tried
+    for _ in range(43):
+        here.multiply(x, Ratio(100, 3))
+        there.multiply(y, Ratio(100, 3))
+    assert there.words == here.words < 0 and there.digest() == here.digest()
+    twin, z = there.copy(), y.copy()
+    for buffer, v in ((there, y), (twin, z)):
+        for ratio in [Ratio(100, 3)] * 43 + falls:
+            buffer.divide(v, ratio)
+        assert buffer.digest() == InformationBuffer(1500).digest()
+
+
+def test_a_rise_out_of_int64_is_refused_and_changes_nothing(cupy):
+    x = cupy.asarray(np.array([3, 5, 2**62, 7, 2**61]))
+    buffer = InformationBuffer(5, like=x)
+    ratio = Ratio(np.array([1, 9, 2, 1, 3]), np.array([2, 10, 1, 1, 1]))
+    before = homes.to_host(x).tolist(), buffer.digest()
+    with pytest.raises(FixedOverflow, match="element 2 times 2/1") as caught:
+        buffer.multiply(x, ratio)
+    assert caught.value.index == 2 and (homes.to_host(x).tolist(), buffer.digest()) == before
+    with pytest.raises(BufferEmpty):  # no zeros were taken, so it still knows that it is empty
+        buffer.divide(cupy.asarray(np.zeros(5, np.int64) + 3), Ratio(1, 65536))
+    with pytest.raises(RatioRefused, match="keep=True"):
+        InformationBuffer(5, keep=False, like=x).multiply(x, ratio)
 
 
 def test_words_go_to_the_host_and_come_back(cupy, order):

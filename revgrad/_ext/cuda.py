@@ -367,12 +367,13 @@ class Stack:
     its share, as 16 per word and log2(head) together change by those.
     When the memory is full its older words go to `below`, by a copy that nothing waits for before
     the next one.
+    Where `lent`, zeros lie under all words, without end; of these `borrowed` are in the memory or
+    below, or were popped.
     keep=False: words are counted and dropped.
     """
 
     chunk = 2**62  # elements per call: all
     threads = False
-    lent, borrowed = False, 0
 
     def __init__(self, below: Any, size: int, keep: bool = True) -> None:
         self.below, self.size, self.keep = below, size, keep
@@ -380,6 +381,7 @@ class Stack:
         self.memory = cupy.empty(self.capacity, np.uint16)
         self.count = cupy.zeros(1, np.int64)
         self.known, self.up, self.down = 0, 0.0, 0.0
+        self.lent, self.borrowed = False, 0
         self._other: Any = None  # memory whose words may be on their way
         self._stream: Any = None
         self._pinned: Any = None
@@ -393,11 +395,15 @@ class Stack:
             return
         if popping:
             self.down += bits
-            if self._below() and self.known < self._most(self.down):
+            if self.borrowed and not self.lent:
+                self._return_zeros()
+            if (self.lent or self._below()) and self.known < self._most(self.down):
                 self._ask()
                 self.down = bits
                 if self.known < self._most(bits):
                     self._refill()
+                if self.lent and self.known < self._most(bits):
+                    self._lend(self._most(bits) - self.known)
         else:
             self.up += bits
             if self.known + self._most(self.up) > self.capacity:
@@ -447,11 +453,28 @@ class Stack:
         """Take back as many words as there is room for, or as there are."""
         self.collect()
         came = self.below.pop(min(self.below.words, self.capacity - self.known))
-        memory = cupy.empty(self.capacity, np.uint16)
-        memory[len(came) : len(came) + self.known] = self.memory[: self.known]
-        memory[: len(came)] = cupy.asarray(came)
+        if len(came):
+            self._put_under(cupy.asarray(came))
+
+    def _lend(self, zeros: int) -> None:
+        """Take zeros from under the last word, which is on the device."""
+        self._put_under(cupy.zeros(zeros, np.uint16))
+        self.borrowed += zeros
+
+    def _return_zeros(self) -> None:
+        """Give back what was lent to a launch that was refused, as all that was ever lent."""
+        self._ask()
+        memory, rest = cupy.empty(self.capacity, np.uint16), self.known - self.borrowed
+        memory[:rest] = self.memory[self.borrowed : self.known]
+        self.memory, self.borrowed = memory, 0
+        self._has(rest)
+
+    def _put_under(self, words: Any) -> None:
+        memory, count = cupy.empty(self.capacity, np.uint16), words.size + self.known
+        memory[: words.size] = words
+        memory[words.size : count] = self.memory[: self.known]
         self.memory = memory
-        self._has(self.known + len(came))
+        self._has(count)
 
     def _has(self, count: int) -> None:
         self.known = count
@@ -462,7 +485,7 @@ class Stack:
     def reserve(self, room: int) -> None:
         pass  # see expect
 
-    require = reserve
+    require = borrow = reserve
 
     def give_back(self) -> None:
         pass
@@ -474,7 +497,7 @@ class Stack:
     @property
     def words(self) -> int:
         self._ask()
-        return self._below() + self.known
+        return self._below() + self.known - self.borrowed
 
     @property
     def nbytes(self) -> int:
@@ -499,15 +522,18 @@ class Stack:
         if self.keep:
             twin.memory[: self.known] = self.memory[: self.known]
         twin._has(self.known)
+        twin.lent, twin.borrowed = self.lent, self.borrowed
         return twin
 
     def on_host(self) -> Any:
-        """All words in a Tail of the host."""
+        """All words in a Tail of the host, which has given back the zeros that it can."""
         self._ask()
         self.collect()
         twin = self.below.copy()
         if self.keep:
             twin.push(self.memory[: self.known].get())
+        twin.lent, twin.borrowed = self.lent, self.borrowed
+        twin.give_back()
         return twin
 
 

@@ -8,19 +8,22 @@ import pytest
 import test_fused as fusing
 from test_cuda import (  # noqa: F401  (pytest collects them)
     check_steps,
-    test_a_ratio_above_one_is_refused_with_advice,
     test_a_refusal_changes_nothing_and_names_the_element,
+    test_a_rise_out_of_int64_is_refused_and_changes_nothing,
     test_an_undo_too_many_is_refused_and_changes_nothing,
     test_encoding_decoding_and_rounding_scales_agree,
     test_fused_steps_have_the_cpus_bits,
     test_pull_backs_have_the_cpus_bits,
+    test_ratios_above_one_take_the_cpus_words_and_zeros,
     test_scales_agree_at_every_edge_and_over_many_tiles,
     test_scales_of_all_ratios_agree,
+    test_so_do_ratios_above_and_below_one_at_once,
     test_so_have_those_with_numbers_per_element_and_floats,
     test_sums_agree,
     test_the_one_head_that_says_nothing,
     test_words_go_to_the_host_and_come_back,
     test_words_that_are_not_kept_are_counted,
+    test_words_that_went_to_the_host_come_back_for_a_rise,
 )
 from test_cuda_train import (  # noqa: F401
     ADJOINTS,
