@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from revgrad._ext import homes
 from revgrad.rules.row import shape_of
 
 
@@ -27,13 +28,19 @@ class Columns:
 
     @classmethod
     def of(cls, tree, values, first, shared=None):
-        """From a tree of tangents like [params, warm, optimizer, hyper]."""
+        """From a tree of tangents like [params, warm, optimizer, hyper].
+
+        Those of the optimizer's hyperparameters are put on the host, others beside their leaves.
+        """
         params, warm, optimizer, hyper = tree
         filled = {}
         for name, found in optimizer.items():
             if any(x is not None for x in found):
                 zeros = [np.zeros((len(first), *shape_of(v))) for v in values.optimizer[name]]
-                filled[name] = [z if x is None else x for x, z in zip(found, zeros, strict=True)]
+                pairs = zip(found, zeros, strict=True)
+                filled[name] = [z if x is None else homes.home(x) for x, z in pairs]
+        pairs = zip(hyper, values.hyper, strict=True)
+        hyper = [x if x is None else homes.beside(x, leaf) for x, leaf in pairs]
         return cls(params, warm, filled, hyper, first, shared)
 
     def arrays(self):
@@ -52,15 +59,19 @@ class Columns:
         return [x if x is None else x[:now] if e is None else x[:now, t // e] for x, e in pairs]
 
     def optimizer_at(self, name, spread, t, layout, lo, hi):
-        """Tangents of an optimizer hyperparameter at step t: (columns,) or (columns, weights)."""
+        """Tangents of an optimizer hyperparameter at step t: (columns,) or (columns, weights).
+
+        Where the weights are.
+        """
         values = self.optimizer[name]
         if spread.scalar:
             x, every = values[0][lo:hi], spread.every[0]
-            return np.reshape(x if every is None else x[:, t // every], hi - lo)
+            now = np.reshape(x if every is None else x[:, t // every], hi - lo)
+            return homes.beside(now, layout.like)
         rows = np.empty((hi - lo, layout.size))
         for j, row in enumerate(rows, lo):
             row[:] = spread.flat([x[j] for x in values], t, layout)
-        return rows
+        return homes.beside(rows, layout.like)
 
     def groups(self, t, spreads, now):
         """(lo, hi, names of the optimizer hyperparameters that columns lo to hi move at step t)."""

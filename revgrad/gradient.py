@@ -111,7 +111,7 @@ class Gradient:
         """The same on the tape."""
         *here, batch = leaves, self.run.hyper_leaves(self.values, t), self.batch(t)
         first_phase, linear = grad(lambda *some: self.f(*some, batch)[0]), None
-        if len(rows) >= MANY:
+        if len(rows) >= MANY and homes.of_lanes([*here[0], *here[1]]) is not None:
             _, linear = linearize(first_phase, *here)
         for lo in range(0, len(rows), AT_ONCE) if linear else range(len(rows)):
             part = slice(lo, lo + AT_ONCE) if linear else lo
@@ -124,12 +124,12 @@ class Gradient:
         lead = rows.shape[:-1]
         spans = zip(self.layout.ends, self.layout.ends[1:], self.layout.shapes, strict=False)
         params = [rows[..., lo:hi].reshape((*lead, *shape)) for lo, hi, shape in spans]
-        zeros = [np.zeros((*lead, *shape_of(v))) for v in given]
+        zeros = [homes.beside(np.zeros((*lead, *shape_of(v))), v) for v in given]
         return params, [z if x is None else x for x, z in zip(hyper, zeros, strict=True)]
 
     def _join_rows(self, leaves, out):
         for lo, hi, x in zip(self.layout.ends, self.layout.ends[1:], leaves, strict=False):
-            out[..., lo:hi] = np.reshape(x, (*out.shape[:-1], hi - lo))
+            out[..., lo:hi] = homes.beside(np.reshape(x, (*out.shape[:-1], hi - lo)), out)
 
     def _at(self, leaves, t):
         """(arguments of the function at step t, their recording or None).
@@ -196,13 +196,14 @@ class GradientAndAux(Gradient):
     def push_aux(self, leaves, t, rows, hyper):
         """Tangents of aux, a row for each row, as `with_push` has those of g."""
         *here, batch = leaves, self.run.hyper_leaves(self.values, t), self.batch(t)
-        out = np.empty((len(rows), self.run.aux_layout.size))
+        layout = self.run.aux_layout
+        out = homes.empty_beside((len(rows), layout.size), np.float64, layout.like)
         for k, row in enumerate(rows):
             moved = self._moved(row, [x if x is None else x[k] for x in hyper], here[1])
             found = jvp(
                 lambda *some: optree.tree_leaves(self.f(*some, batch)[1]), tuple(here), moved
             )
-            out[k] = self.run.aux_layout.join(found[1])
+            out[k] = layout.join(found[1])
         return out
 
 

@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 
+from revgrad._ext import homes
 from revgrad.captures import with_open_captures
 from revgrad.compiled import in_two
 from revgrad.fuse import Group, fuse
@@ -30,6 +31,7 @@ class Lanes:
 
     def __init__(self, f, first, second, count, *, together=(), replaces=None):
         self.local, self.together = threading.local(), together
+        self.places = homes.of_lanes(second)
         self.parts = with_open_captures(f, lambda f: self._record(f, first, second, count))
         inputs, phases, ends = self.parts
         ways = zip(inputs[1:], phases[1:], ends[1:], strict=True)
@@ -37,9 +39,9 @@ class Lanes:
 
     def _record(self, f, first, second, count):
         inputs, (early, late), ends, _ = in_two(f, first, lambda _: second)
-        self.widths = _widths(late, count)
+        self.widths = [1] if self.places is None else _widths(late, count)
         one = inputs[1], late, ends[1]
-        parts = [one, *(_across(width, *one) for width in self.widths[1:])]
+        parts = [one, *(_across(width, self.places, *one) for width in self.widths[1:])]
         read = [x for _, some, outs in parts for x in (*outs, *_reads(some))]
         phases = [fuse(early, [*ends[0], *read]), *(fuse(some, outs) for _, some, outs in parts)]
         made = [i for _, some, _ in parts for i in some]
@@ -67,6 +69,8 @@ class Lanes:
 
     def push(self, width, second):
         """Results of `width` lanes, with a leading axis unless it is 1; of the last `start`."""
+        if width > 1:
+            second = [homes.beside(x, at) for x, at in zip(second, self.places, strict=True)]
         return self.replay().run[1 + self.widths.index(width)](*second)
 
     def push_into(self, width, second, outs):
@@ -114,10 +118,14 @@ def _widths(instructions, count):
     return [k for k in (1, 4, 16, AT_ONCE) if k <= max(1, most)]
 
 
-def _across(count, inputs, instructions, outputs):
-    """(inputs, instructions, outputs) of the second phase for `count` lanes."""
+def _across(count, places, inputs, instructions, outputs):
+    """(inputs, instructions, outputs) of the second phase for `count` lanes.
+
+    places: for each input, an array where its lanes are to be; see `homes.of_lanes`.
+    """
     with Record() as trace:
-        found = {v: trace.input(np.stack([v.value] * count)) for v in inputs}
+        pairs = zip(inputs, places, strict=True)
+        found = {v: trace.input(homes.beside(np.stack([v.value] * count), at)) for v, at in pairs}
         second = [found[v].node for v in inputs]
         for i in instructions:
             lanes = [isinstance(x, Var) and x in found for x in i.inputs]

@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import optree
 
+from revgrad._ext import homes
 from revgrad.compiled import ones_like
 from revgrad.fuse import fuse
 from revgrad.lanes import batched
@@ -42,7 +43,7 @@ class LinearMap:
     def __init__(self, program, tree, out_tree, leaves):
         self.program, self.tree, self.out_tree = program, tree, out_tree
         self.shapes = [shape_of(x) for x in leaves]
-        self.dtypes = [dtype_of(x) for x in leaves]
+        self.dtypes, self.places = [dtype_of(x) for x in leaves], homes.of_lanes(leaves)
         self.local = threading.local()
         self.fused = fuse(program.instructions, program.outputs)
         forget(program.instructions, program.inputs)
@@ -75,8 +76,15 @@ class LinearMap:
                 f"linear.batch got {'a number' if shapes else 'no array'}; every tangent must have "
                 "a leading axis, one row per tangent. For one tangent call the map itself."
             )
+        if self.places is None:
+            raise TypeError(
+                "linear.batch of primals some of which are NumPy's arrays and some another kind's; "
+                "bring them to one, or apply the map to one tangent at a time."
+            )
         count = shapes[0][0]
-        found = dict(zip(self.program.inputs, self._checked(tangents, (count,)), strict=True))
+        pairs = zip(self._checked(tangents, (count,)), self.places, strict=True)
+        rows = [homes.beside(x, at) for x, at in pairs]
+        found = dict(zip(self.program.inputs, rows, strict=True))
         for i in self.program.instructions:
             given = [found.get(x, x) if isinstance(x, Var) else x for x in i.inputs]
             has_lanes = [isinstance(x, Var) for x in i.inputs]
@@ -96,4 +104,7 @@ class LinearMap:
                     f"{' after the axis of tangents' if lead else ''}."
                 )
         pairs = zip(ts, self.dtypes, strict=True)
-        return [t if type(t) is float else np.asarray(t, dtype)[()] for t, dtype in pairs]
+        return [
+            t if type(t) is float else homes.real_array(t).astype(dtype, copy=False)[()]
+            for t, dtype in pairs
+        ]

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import optree
 
+from revgrad._ext import homes
 from revgrad.compiled import ones_like
 from revgrad.lanes import Lanes
 from revgrad.rules.row import cast, dtype_of, shape_of
@@ -25,7 +26,7 @@ class GradientPush:
         ends = np.cumsum([0, *(np.size(x) for x in leaves)]).tolist()
         kinds = {dtype_of(x) for x in leaves}
         self.dtype = kinds.pop() if len(kinds) == 1 else np.dtype(np.float64)
-        self.size, self.local = ends[-1], threading.local()
+        self.size, self.local, self.at = ends[-1], threading.local(), leaves[0]
 
         def split(v):
             spans = zip(ends, ends[1:], leaves, strict=False)
@@ -50,7 +51,7 @@ class GradientPush:
             return None, then
 
         self.like = [ones_like(hyper[k]) for k in moving]
-        second = [np.ones(self.size, self.dtype), *self.like]
+        second = [homes.beside(np.ones(self.size, self.dtype), self.at), *self.like]
         together = (0, slice(-len(leaves), None)), (1, slice(len(leaves)))
         self.lanes = Lanes(both, dynamic(args), second, count, together=together)
         self.spans = [*pairwise(ends)]
@@ -79,13 +80,13 @@ class GradientPush:
                 out[part] = vector
             else:
                 for (lo, hi), x in zip(self.spans, found, strict=True):
-                    out[part, lo:hi] = np.reshape(x, (width, hi - lo))
+                    out[part, lo:hi] = homes.beside(np.reshape(x, (width, hi - lo)), out)
 
     def _scratch(self, width):
         """Memory for the directions of so many lanes: always the same, so that views are kept."""
         kept, shape = vars(self.local), (width, self.size)[width == 1 :]
         if width not in kept:
-            kept[width] = np.empty(shape, self.dtype)
+            kept[width] = homes.empty_beside(shape, self.dtype, self.at)
         return kept[width]
 
 

@@ -65,7 +65,7 @@ class Step:
 
     def _norm(self):
         if "g_norm" not in self.decoded:
-            self.decoded["g_norm"] = homes.home(global_norm([self.g]))
+            self.decoded["g_norm"] = global_norm([self.g])
         return self.decoded["g_norm"]
 
     def do(self, s):

@@ -7,6 +7,7 @@ What a statement reads is known by a key: ("before" or "after", a variable) of t
 
 import numpy as np
 
+from revgrad._ext import homes
 from revgrad.lanes import Lanes
 from revgrad.rules.row import cast, dtype_of
 from revgrad.statements import OF_LOSS, Scale, global_norm
@@ -37,7 +38,7 @@ class Statements:
         """Rows of tangents of the params; zero where g is clipped, if the clipping comes first."""
         if self.clip is None:
             return rows
-        return rows * (np.abs(g) <= self.program.schedule.value(self.clip, t))
+        return rows * (np.abs(g) <= self._given(self.clip, t))
 
     def step(self, state, t, answer, tangents, of_loss, now):
         """Take step t of a known ((loss, aux), g), and push the first `now` columns through it.
@@ -62,6 +63,13 @@ class Statements:
     def _of_hyper(self, name, t, lo, hi):
         spread, layout = self.run.spreads[name], self.run.layout_of(name)
         return self.columns.optimizer_at(name, spread, t, layout, lo, hi)
+
+    def _given(self, name, t):
+        """A hyperparameter at step t: a number, or a vector where the weights are."""
+        return self._beside(self.program.schedule.value(name, t), name)
+
+    def _beside(self, x, name):
+        return homes.beside(x, self.run.layout_of(name).like) if np.ndim(x) else x
 
     # Where values are found.
 
@@ -98,12 +106,12 @@ class Statements:
         kind, name = key[0], key[-1]
         if kind == "factor":
             s, schedule = self.list[name], self.program.schedule
-            reads = {n: self._value(self.sources[name][n], state, t, answer) for n in s.reads}
-            return schedule.factor(s, reads, t)[1]
+            reads = schedule.factor_reads(s, t)  # on the host
+            return self._beside(schedule.factor(s, reads, t)[1], s.target)
         if kind == "step":
             return np.float64(self.run.first_t + t + 1)
         if kind == "hyper":
-            return self.program.schedule.value(name, t)
+            return self._given(name, t)
         if kind == "of loss":
             return self._of_loss(name, t, answer)
         return state.variables[name].decode()
@@ -117,7 +125,7 @@ class Statements:
             return global_norm([g])
         if self.clip is None:
             return g
-        most = self.program.schedule.value(self.clip, t)
+        most = self._given(self.clip, t)
         return np.clip(g, -most, most)
 
     # Recording.
@@ -128,7 +136,7 @@ class Statements:
         keys |= {("factor", k) for k, s in enumerate(self.list) if isinstance(s, Scale)}
         values = {key: self._value(key, state, t, answer) for key in sorted(keys, key=repr)}
         read = {name for s in self.list for name in s.reads}
-        tangents = {k: np.ones(self.run.layout_of(k).size) for k in state.variables}
+        tangents = {k: np.ones_like(x.values, np.float64) for k, x in state.variables.items()}
         tangents |= {k: np.ones_like(x[0]) for k, x in of_loss.items() if k in read}
         tangents |= {k: self._of_hyper(k, t, 0, 1)[0] for k in sorted(names)}
         count = len(self.columns.first)
@@ -246,5 +254,8 @@ def _through_rows(function, point, tangent):
     moving = {name: x for name, x in reads.items() if x is not None}
     if not moving:
         return None
-    there = {name: np.broadcast_to(point.reads[name], x.shape) for name, x in moving.items()}
+    there = {
+        name: homes.beside(np.broadcast_to(point.reads[name], x.shape), x)
+        for name, x in moving.items()
+    }
     return _through(function, point.reads | there, moving)

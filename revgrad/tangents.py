@@ -9,7 +9,9 @@ from time import perf_counter
 
 import numpy as np
 
+from revgrad._ext import homes
 from revgrad.errors import NotFinite
+from revgrad.memories import every_so_often
 from revgrad.program import Program
 from revgrad.resume import Log
 from revgrad.statements import global_norm
@@ -36,6 +38,8 @@ def ride_along(adjoint, run, values, columns):
         steps, first = facts["steps"], None
         begin = run.steps if facts["ended"] else facts["t"]
     for t in range(begin, run.steps):
+        if t % every_so_often(run.steps) == 0 or run.callback is not None or log:
+            program.settle(state)
         survey.look(t, state)
         if log and log.due(t):
             now = t, steps, state, memory, watched, survey.largest
@@ -47,6 +51,7 @@ def ride_along(adjoint, run, values, columns):
         if run.callback is not None and stops(run, t, loss, aux):
             steps = t + 1
             break
+    program.settle(state)
     if log and begin < run.steps:
         log.forwards(steps, steps, state, memory, watched, survey.largest, None, ride.arrays())
     run.outcome["steps"] = steps
@@ -69,7 +74,7 @@ class Ride:
             + [(name, columns.warm.get(name)) for name in run.optimizer.variables]
         }
         self.moving = tuple(k for k, x in enumerate(columns.hyper) if x is not None)
-        self.of_g = np.empty((total, run.layout.size))
+        self.of_g = homes.empty_beside((total, run.layout.size), np.float64, run.layout.like)
         self.slopes = np.zeros((total, run.steps if run.watch_moves else 0))
         self.used = np.zeros(run.steps, bool)
         self.statements = Statements(adjoint, program, columns)
@@ -84,7 +89,7 @@ class Ride:
         leaves = self.run.layout.leaves(state.variables["params"])
         if self.run.watch_moves:
             _, slope = watch_slope(self.run, t, leaves)
-            self.slopes[:, t] = self.tangents["params"] @ self.run.layout.join(slope)
+            self.slopes[:, t] = homes.home(self.tangents["params"] @ self.run.layout.join(slope))
         return watched_plainly(self.run, t, leaves)
 
     def step(self, state, t, first):
@@ -96,7 +101,7 @@ class Ride:
         with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
             answer, of_loss = self._through_gradient(state, t, now)
             self.statements.step(state, t, answer, self.tangents, of_loss, now)
-            _check_finite(self.run, self.tangents, now, t)
+            self._check_finite(state, now, t)
         return answer[0]
 
     def _through_gradient(self, state, t, now):
@@ -128,9 +133,9 @@ class Ride:
     def take_up(self, arrays):
         """Go on with what `arrays` gave, flat."""
         for name, x in self.tangents.items():
-            x[...] = arrays[name].reshape(x.shape)
-        self.slopes[...] = arrays[".watched"].reshape(self.slopes.shape)
-        self.used[...] = arrays[".used"]
+            x[...] = homes.beside(arrays[name].reshape(x.shape), x)
+        self.slopes[...] = homes.home(arrays[".watched"]).reshape(self.slopes.shape)
+        self.used[...] = homes.home(arrays[".used"])
 
     def average(self):
         """Divide each column by how many of the steps taken shared its value, if that is wanted."""
@@ -141,27 +146,28 @@ class Ride:
         hi = np.minimum(lo + self.columns.shared, len(self.used))
         many = np.maximum(before[hi] - before[lo], 1)[:, None]
         for x in (*self.tangents.values(), self.slopes):
-            x /= many
+            x /= homes.beside(many, x)
+
+    def _check_finite(self, state, now, t):
+        for name, rows in self.tangents.items():
+            flat = rows[:now].ravel()
+            if not np.isfinite(flat @ flat) and not np.all(np.isfinite(flat)):
+                self.program.settle(state)  # what is wrong with the state is said first
+                bad = int(np.argmin(np.all(np.isfinite(rows), 0)))
+                leaf = self.run.layout_of(name).name(bad)
+                raise NotFinite(
+                    f"step {t}: a tangent of {name} of {leaf} is not finite. It grew "
+                    "without bound (use a smaller learning rate or fewer steps, or clip the "
+                    "products: Forward(clip_products=...)), or a function has no slope where "
+                    "training met it.",
+                    step=t,
+                )
 
 
 def _flat_rows(layout, leaves, total):
     """(total, weights) from a list of leaves' tangents, of which any may be missing."""
-    rows = np.zeros((total, layout.size))
+    rows = homes.zeros_beside((total, layout.size), np.float64, layout.like)
     for lo, hi, x in zip(layout.ends, layout.ends[1:], leaves or (), strict=False):
         if x is not None:
-            rows[:, lo:hi] = np.reshape(x, (total, hi - lo))
+            rows[:, lo:hi] = homes.beside(x, rows).reshape(total, hi - lo)
     return rows
-
-
-def _check_finite(run, tangents, now, t):
-    for name, rows in tangents.items():
-        flat = rows[:now].ravel()
-        if not np.isfinite(flat @ flat) and not np.all(np.isfinite(flat)):
-            bad = int(np.argmin(np.all(np.isfinite(rows), 0)))
-            leaf = run.layout_of(name).name(bad)
-            raise NotFinite(
-                f"step {t}: a tangent of {name} of {leaf} is not finite. It grew "
-                "without bound (use a smaller learning rate or fewer steps, or clip the products: "
-                "Forward(clip_products=...)), or a function has no slope where training met it.",
-                step=t,
-            )

@@ -20,6 +20,7 @@ from revgrad.report import Report
 from revgrad.rules.row import cast, dtype_of
 from revgrad.state import Cotangents, FixedPoint, Values
 from revgrad.statements import Optimizer
+from revgrad.step import wide
 from revgrad.sweeps import backwards, forwards
 from revgrad.tangents import ride_along
 from revgrad.tape import Box, Primitive, Push
@@ -262,11 +263,11 @@ def _stage_forward(wanted, flat, run, adjoint, treedef):
         variables, ct_watched = _read_cotangents(run, cts, watched)
         if log:
             log.remove()
-        found = sum(rows[name] @ ct for name, ct in variables.items())
+        found = homes.home(sum(rows[name] @ ct for name, ct in variables.items()))
         if ct_watched is not None:
-            found = found + slopes @ ct_watched
+            found = found + slopes @ homes.home(ct_watched)
         parts = scatter(found, order, flat, wanted)
-        return [cast(x[()], dtype_of(flat[i])) for x, i in zip(parts, wanted, strict=True)]
+        return [_like_leaf(x, flat[i]) for x, i in zip(parts, wanted, strict=True)]
 
     return _leaves_out(run, state, watched), pullback
 
@@ -308,7 +309,7 @@ def _push_forward(*flat, run, adjoint, treedef):
             "adjoint=Unrolled()."
         )
     values = Values(*optree.tree_unflatten(treedef, raw))
-    rows = [None if t is None else np.asarray(t, np.float64)[None] for t in tangents]
+    rows = [t if t is None else wide(homes.real_array(t))[None] for t in tangents]
     columns = Columns.of(optree.tree_unflatten(treedef, rows), values, np.zeros(1, int))
     with blas.pinned() as threads:
         run.report.blas_threads = threads

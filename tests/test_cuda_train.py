@@ -2,6 +2,7 @@
 
 import fake_cupy
 import numpy as np
+import optree
 import pytest
 
 import revgrad as rg
@@ -56,18 +57,41 @@ ADJOINTS = {
     "stored": rg.Stored(),
     "checkpointed": rg.Checkpointed(3),
     "unrolled": rg.Unrolled(),
+    "forward": rg.Forward(),
 }
 
 
-def hypergradient(put, optimizer, adjoint, steps=STEPS, **options):
-    """Bytes of the loss and of all hypergradients, and the report; put: where arrays are."""
+def hypergradient(*args, **options):
+    """Bytes of what `derivatives` finds, and the report."""
+    *found, report = derivatives(*args, **options)
+    return (*([homes.to_host(x).tobytes() for x in optree.tree_leaves(y)] for y in found), report)
+
+
+def agree(cupy, run):
+    """Assert that run(put) gives the CPU's values: its bits where NumPy computes them all.
+
+    On a device gradients are its own: float32 products, in another order, over a few steps.
+    """
+    here, there = (optree.tree_leaves(run(put)) for put in (put_nowhere, cupy.asarray))
+    assert len(here) == len(there)
+    for x, y in zip(map(homes.to_host, here), map(homes.to_host, there), strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape
+        if cupy.__version__ == "fake":
+            assert x.tobytes() == y.tobytes()
+        else:
+            assert np.allclose(x, y, rtol=1e-3, atol=1e-5 * np.max(np.abs(x), initial=1e-2))
+    return here, there
+
+
+def derivatives(put, optimizer, adjoint, steps=STEPS, f=loss, **options):
+    """(loss, hypergradients, those of the params, report); put: where arrays are."""
     x, y = put(X), put(Y)
     params = {k: put(v) for k, v in PARAMS.items()}
     batches, report = rg.minibatches((x, y), 16, seed=1), rg.Report()
 
     def hyperloss(hyper, params):
         trained = rg.train(
-            loss, params, OPTIMIZERS[optimizer](hyper), batches, steps=steps,
+            f, params, OPTIMIZERS[optimizer](hyper), batches, steps=steps,
             hyper={"l2": hyper["l2"]}, adjoint=adjoint, report=report, **options,
         )  # fmt: skip
         assert homes.is_away(rg.stop_gradient(trained["w"])) == homes.is_away(x)
@@ -77,8 +101,7 @@ def hypergradient(put, optimizer, adjoint, steps=STEPS, **options):
     value, (found, of_params) = rg.value_and_grad(hyperloss, (0, 1))(hyper, params)
     assert type(value) is type(x) or not homes.is_away(x)
     assert all(type(g) is type(p) for g, p in zip(of_params.values(), params.values(), strict=True))
-    bits = lambda tree: {k: homes.to_host(x).tobytes() for k, x in tree.items()}
-    return homes.to_host(value).tobytes(), bits(found), bits(of_params), report
+    return value, found, of_params, report
 
 
 def put_nowhere(x):
@@ -110,6 +133,10 @@ def test_hyper_on_the_device_has_its_derivative_there(cupy):
 
 
 def test_a_run_that_was_killed_goes_on(cupy, tmp_path):
+    check_killed(cupy, tmp_path, rg.Reversible())
+
+
+def check_killed(cupy, tmp_path, adjoint):
     class Killed(Exception):
         pass
 
@@ -118,13 +145,11 @@ def test_a_run_that_was_killed_goes_on(cupy, tmp_path):
             raise Killed
 
     path = tmp_path / "run.safetensors"
-    whole = hypergradient(cupy.asarray, "momentum", rg.Reversible())
+    whole = hypergradient(cupy.asarray, "momentum", adjoint)
     with pytest.raises(Killed):
-        hypergradient(
-            cupy.asarray, "momentum", rg.Reversible(), save=path, save_every=2, callback=kill
-        )
+        hypergradient(cupy.asarray, "momentum", adjoint, save=path, save_every=2, callback=kill)
     assert path.exists()
-    again = hypergradient(cupy.asarray, "momentum", rg.Reversible(), save=path, save_every=2)
+    again = hypergradient(cupy.asarray, "momentum", adjoint, save=path, save_every=2)
     assert again[:3] == whole[:3] and not path.exists()
 
 

@@ -79,7 +79,7 @@ def allowed():
         table |= {name: set(column[:k]) for k, name in enumerate(column)}
     table["replay"].add("_ext")  # for _ext.graphs, which launches its calls on a GPU
     table["fuse"].add("_ext")  # for _ext.chains, which runs NumPy's loops and knows no integers
-    for name in ("rules", *INTEGERS):
+    for name in ("rules", "lanes", "linear_map", *INTEGERS):
         table[name].add(HOMES)
     below = {HOMES, *REALS, *INTEGERS}
     for name in MIDDLE:

@@ -114,6 +114,23 @@ def empty_beside(shape: Any, dtype: Any, like: Any) -> Any:
     return module_of(like).empty(shape, dtype)
 
 
+def zeros_beside(shape: Any, dtype: Any, like: Any) -> Any:
+    """An array of zeros where `like` is."""
+    return module_of(like).zeros(shape, dtype)
+
+
+def of_lanes(examples: Any) -> list[Any] | None:
+    """Arrays like which several of each of these, side by side, are to be: of numbers too, as these
+    meet the others then. None where arrays of two kinds are among them: several cannot meet.
+    """
+    away = next(filter(is_away, examples), None)
+    if away is None:
+        return list(examples)
+    if any(np.ndim(x) and not is_away(x) for x in examples):
+        return None
+    return [x if is_away(x) else away for x in examples]
+
+
 def put(total: Any, at: Any, x: Any) -> None:
     """total[at] += x, wherever either is."""
     total[at] += beside(x, total)

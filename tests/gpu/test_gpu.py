@@ -25,9 +25,21 @@ from test_cuda import (  # noqa: F401  (pytest collects them)
     test_words_that_are_not_kept_are_counted,
     test_words_that_went_to_the_host_come_back_for_a_rise,
 )
+from test_cuda_forward import (  # noqa: F401
+    test_a_forward_run_that_was_killed_goes_on,
+    test_a_loss_that_cannot_be_recorded,
+    test_forward_mode,
+    test_hyper_on_the_host_whose_numbers_the_loss_takes_apart,
+    test_statements_that_cannot_be_recorded,
+    test_tangents_go_side_by_side_in_recorded_programs,
+    test_the_options_of_forward,
+    test_the_transposed_clip_with_a_bound_per_weight,
+)
 from test_cuda_train import (  # noqa: F401
     ADJOINTS,
     OPTIMIZERS,
+    agree,
+    derivatives,
     hypergradient,
     test_a_gradient_that_differs_is_noticed,
     test_a_run_that_was_killed_goes_on,
@@ -72,11 +84,7 @@ def test_adjoints_agree_to_the_bit_and_a_run_with_itself(cupy, optimizer):
 
 
 def test_the_hypergradient_is_near_the_cpus(cupy):
-    here = hypergradient(lambda x: x, "momentum", ADJOINTS["reversible"])
-    there = hypergradient(cupy.asarray, "momentum", ADJOINTS["reversible"])
-    for name in ("rate", "m", "l2"):
-        one, other = (np.frombuffer(x[1][name], np.float64) for x in (here, there))
-        assert np.allclose(one, other, rtol=1e-3, atol=1e-6)  # float32 products, in another order
+    agree(cupy, lambda put: derivatives(put, "momentum", ADJOINTS["reversible"])[:3])
 
 
 def test_products_of_matrices_repeat(cupy):
