@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import optree
 
+from revgrad._ext import homes
 from revgrad.compiled import compile
 from revgrad.errors import ClosureError, FixedOverflow, RatioRefused
 from revgrad.fixed import FixedArray
@@ -152,8 +153,8 @@ class CellProgram:
         rising = {s.target for s in scales if s.above_one}  # whose bits depend on the words
         make = BUFFERS[self.run.arithmetic.buffer]
         buffers = {
-            name: make(self.run.layouts[name].size, keep=self.keep or name in rising)
-            for name in dict.fromkeys(s.target for s in scales)
+            name: make(layout.size, keep=self.keep or name in rising, like=layout.like)
+            for name, layout in ((s.target, self.run.layouts[s.target]) for s in scales)
         }
         return State(self.variables(bits), buffers)
 
@@ -168,9 +169,9 @@ class CellProgram:
             return FixedArray.encode(flat, bits)
         except FixedOverflow as error:
             raise FixedOverflow(
-                f"{layout.name(error.index)} starts at {flat[error.index]:.6g}, outside the range "
-                f"of +-{2.0 ** (63 - bits):g} that {bits} fraction bits leave; scale the state, or "
-                f"pass FixedPoint(fraction_bits={{{name!r}: ...}}) with fewer.",
+                f"{layout.name(error.index)} starts at {float(flat[error.index]):.6g}, outside the "
+                f"range of +-{2.0 ** (63 - bits):g} that {bits} fraction bits leave; scale the "
+                f"state, or pass FixedPoint(fraction_bits={{{name!r}: ...}}) with fewer.",
                 error.index,
             ) from None
 
@@ -258,7 +259,7 @@ class CellProgram:
         if np.ndim(factor) and rounding == "nearest":
             rounding = "binary"
         try:
-            ratio = ratio_of(factor, rounding, s.above_one)
+            ratio = ratio_of(homes.home(factor), rounding, s.above_one)
         except RatioRefused as error:
             if self.exact:
                 raise RatioRefused(
@@ -266,7 +267,11 @@ class CellProgram:
                     "0.001 + 0.998 * sigmoid(...)."
                 ) from None
             return None, factor
-        return ratio, ratio.value
+        return ratio, self._beside(ratio.value, s)
+
+    def _beside(self, factor, s):
+        """A factor per number where the numbers are."""
+        return homes.beside(factor, self.run.layouts[s.target].like) if np.ndim(factor) else factor
 
     # Its derivative.
 
@@ -312,9 +317,9 @@ class CellProgram:
             part = slice(layout.ends[slot.leaf], layout.ends[slot.leaf + 1])
             cotangents.variables[slot.key][part] += np.ravel(ct)
         elif slot.kind == "params":
-            cotangents.params[slot.key] += ct
+            homes.put(cotangents.params[slot.key], ..., ct)
         else:
-            cotangents.inputs[slot.key][t] += ct
+            homes.put(cotangents.inputs[slot.key], t, ct)
 
 
 def like(out, layout, s):
@@ -328,15 +333,15 @@ def like(out, layout, s):
             )
         leaves = leaves * len(layout.shapes)
     triples = zip(leaves, layout.shapes, layout.dtypes, strict=True)
-    return [_spread(x, shape, dtype, s) for x, shape, dtype in triples]
+    return [_spread(x, shape, dtype, s, layout.like) for x, shape, dtype in triples]
 
 
-def _spread(x, shape, dtype, s):
+def _spread(x, shape, dtype, s, at):
     x = cast(x if hasattr(x, "dtype") else np.float64(x), dtype)
     if shape_of(x) == shape:
         return x
     try:
-        return np.broadcast_to(x, shape)
+        return homes.spread(x, shape, at)
     except ValueError:
         raise ValueError(
             f"the function that changes {s.target!r} returned shape {shape_of(x)}, which does not "
@@ -389,20 +394,20 @@ class Replayed:
 
 
 def _bytes(tree):
-    leaves = map(np.asarray, optree.tree_leaves(tree))
+    leaves = map(homes.to_host, optree.tree_leaves(tree))
     return [(x.dtype, x.shape, x.tobytes()) for x in leaves]
 
 
 @dataclass(frozen=True)
 class _Frozen:
-    """A Layout as a key: equal where trees, shapes and dtypes are."""
+    """A Layout as a key: equal where trees, shapes, dtypes and kinds of arrays are."""
 
     layout: Any = field(compare=False)
     key: Any = None
 
     def __post_init__(self):
         x = self.layout
-        object.__setattr__(self, "key", (x.tree, tuple(x.shapes), tuple(x.dtypes)))
+        object.__setattr__(self, "key", (x.tree, tuple(x.shapes), tuple(x.dtypes), type(x.like)))
 
 
 @lru_cache(maxsize=64)

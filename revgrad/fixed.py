@@ -335,11 +335,14 @@ class FusedStep:
         plan = self.kept[key]
         if plan is None:
             return None
-        if not (taken_back and getattr(self.kernel, "RESTORES", False)):
-            return _Bound(plan, self)
-        # the kernel itself takes back what it did, where something refuses
-        inverse = self._inverse()._planned(key, reads, ratios, {}, {}, taken_back=False)
-        return inverse and _Bound(plan, self, inverse)
+        try:
+            if not (taken_back and getattr(self.kernel, "RESTORES", False)):
+                return _Bound(plan, self)
+            # the kernel itself takes back what it did, where something refuses
+            inverse = self._inverse()._planned(key, reads, ratios, {}, {}, taken_back=False)
+            return inverse and _Bound(plan, self, inverse)
+        except plans.NotFusible:  # on this device
+            return None
 
     def _plan(self, vectors: dict, ratios: dict, emit: dict, into: dict) -> plans.Plan | None:
         targets = {}

@@ -124,7 +124,7 @@ class Gradient:
         lead = rows.shape[:-1]
         spans = zip(self.layout.ends, self.layout.ends[1:], self.layout.shapes, strict=False)
         params = [rows[..., lo:hi].reshape((*lead, *shape)) for lo, hi, shape in spans]
-        zeros = [homes.beside(np.zeros((*lead, *shape_of(v))), v) for v in given]
+        zeros = [homes.beside(np.zeros((*lead, *shape_of(v)))[()], v) for v in given]
         return params, [z if x is None else x for x, z in zip(hyper, zeros, strict=True)]
 
     def _join_rows(self, leaves, out):

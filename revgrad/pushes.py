@@ -92,7 +92,9 @@ class GradientPush:
 
 def _lane(x, part, like):
     """Some rows of tangents, or the one in the kind of `like`."""
+    x = x[part if part.stop - part.start > 1 else part.start]
+    row = x.astype(dtype_of(like), order="C", copy=False)
     if part.stop - part.start > 1:
-        return np.ascontiguousarray(x[part], dtype_of(like))
-    row = np.ascontiguousarray(x[part.start], dtype_of(like)).reshape(shape_of(like))
+        return row
+    row = row.reshape(shape_of(like))
     return float(row) if type(like) is float else row[()]

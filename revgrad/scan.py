@@ -6,6 +6,7 @@ import numpy as np
 import optree
 
 from revgrad import blas
+from revgrad._ext import homes
 from revgrad.adjoints import Forward, Implicit, Reversible, Unrolled
 from revgrad.arrays import plain
 from revgrad.cells import Cell, CellCotangents, CellProgram, CellRun, Slot, like
@@ -148,7 +149,7 @@ def _check_inputs(inputs, steps, kind):
     if steps not in (None, lengths[0]):
         raise ValueError(f"inputs have {lengths[0]} rows, but steps={steps}; make them equal.")
     taken, tree = _floats_of(inputs, kind)
-    fixed = [None if i in tree.floats else np.asarray(x) for i, x in enumerate(leaves)]
+    fixed = [None if i in tree.floats else homes.real_array(x) for i, x in enumerate(leaves)]
 
     def at_step(given, t):
         given = iter(given)
@@ -312,14 +313,17 @@ def _stage(wanted, flat, static):
         leaves = {k: run.layouts[k].split(ct) for k, ct in cotangents.variables.items()}
         tree = (leaves, cotangents.params, cotangents.inputs)
         found = optree.tree_leaves(tree, none_is_leaf=True)
-        return [cast(np.asarray(found[i])[()], dtype_of(flat[i])) for i in wanted]
+        there = {i: homes.beside(homes.real_array(found[i])[()], flat[i]) for i in wanted}
+        return [cast(there[i], dtype_of(flat[i])) for i in wanted]
 
     return _leaves_out(run, done[2]), pullback
 
 
 def _cotangents(run, flat, treedef, wanted, cts):
     """Where the way back begins: those of the final state, and zeros for what is wanted."""
-    zeros = [np.zeros(np.shape(x)) if i in wanted else None for i, x in enumerate(flat)]
+    zeros = [
+        homes.beside(np.zeros(np.shape(x)), x) if i in wanted else None for i, x in enumerate(flat)
+    ]
     _, params, inputs = optree.tree_unflatten(treedef, zeros)
     given, variables = iter(cts), {}
     for name in sorted(run.layouts):  # as the tree has them

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from revgrad.arrays import plain
 from revgrad.errors import ClosureError
 from revgrad.rules.row import cast, dtype_of, elementwise_primitive, shape_of
 from revgrad.tape import Box
@@ -301,7 +302,8 @@ class Optimizer:
             return x
         value = self._starts_at(name)
         value = hyper(value, k) if isinstance(value, str) else value
-        return cast(np.ones(shape_of(x)) * value, dtype_of(x))
+        like = plain(value if shape_of(value) else x)
+        return cast(np.ones_like(like, np.float64, shape=shape_of(x)) * value, dtype_of(x))
 
     def float_step(self, variables, g, hyper, t, aux=None):
         """One step in float arithmetic, leaf by leaf; returns the new variables.

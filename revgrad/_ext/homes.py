@@ -131,6 +131,13 @@ def of_lanes(examples: Any) -> list[Any] | None:
     return [x if is_away(x) else away for x in examples]
 
 
+def spread(x: Any, shape: Any, like: Any) -> Any:
+    """np.broadcast_to(x, shape); of a number, where `like` is. x may be traced."""
+    if is_away(like) and not np.ndim(x):
+        return x * module_of(like).ones(shape, x.dtype)
+    return np.broadcast_to(x, shape)
+
+
 def put(total: Any, at: Any, x: Any) -> None:
     """total[at] += x, wherever either is."""
     total[at] += beside(x, total)

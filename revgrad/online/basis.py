@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from revgrad._ext import homes
 from revgrad.online.knobs import Knobs
 
 
@@ -73,13 +74,13 @@ class BoundedKnobs(Knobs):
 
 
 def like(flat, leaves):
-    """A flat vector as leaves in the shapes and kinds of these."""
+    """A flat vector as leaves in the shapes and kinds of these, where they are."""
     found, lo = [], 0
     for x in leaves:
         hi = lo + np.size(x)
         part = flat[lo:hi].reshape(np.shape(x)).astype(np.result_type(x))
         lo = hi
-        if not isinstance(x, np.ndarray):  # a number, NumPy's or Python's
+        if not isinstance(x, np.ndarray):  # a number, NumPy's or Python's, or an array elsewhere
             part = float(part) if type(x) is float else part[()]
-        found.append(part)
+        found.append(homes.beside(part, x))
     return found

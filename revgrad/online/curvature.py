@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from revgrad._ext import homes
 from revgrad.compiled import ones_like
 from revgrad.gradient import Gradient
 
@@ -15,7 +16,7 @@ class Curvature:
     def __init__(self, run, values, moving):
         self.gradient, self.hyper = Gradient(run, values), values.hyper
         self.moving, self.layout, self.push = tuple(moving), run.layout, None
-        self.out = np.empty((1, run.layout.size), run.layout.dtype)
+        self.out = homes.empty_beside((1, run.layout.size), run.layout.dtype, run.layout.like)
 
     def value(self, leaves, t):
         answer, self.push = self.gradient.with_push(leaves, t, self.moving, 1)
@@ -28,7 +29,7 @@ class Curvature:
         """
         of_hyper = [None] * len(self.hyper)
         for k, x in zip(self.moving, self._still() if hyper is None else hyper, strict=True):
-            of_hyper[k] = np.asarray(x)[None]
+            of_hyper[k] = homes.real_array(x)[None]
         self.push(row[None], of_hyper, self.out)
         return self.out[0]
 
@@ -57,7 +58,8 @@ class Differences(Curvature):
         def gradient(r):
             for k, x in zip(self.moving, hyper or (), strict=hyper is not None):
                 self.hyper[k] = given[k] + r * x
-            moved = [np.asarray(p + r * v, p.dtype) for p, v in zip(params, leaves, strict=True)]
+            pairs = [(p, p + r * v) for p, v in zip(params, leaves, strict=True)]
+            moved = [homes.real_array(x).astype(p.dtype, copy=False) for p, x in pairs]
             return self.gradient.value(moved, t)[1].copy()
 
         try:

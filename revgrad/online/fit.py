@@ -9,9 +9,10 @@ import optree
 from tqdm import tqdm
 
 from revgrad import blas
+from revgrad._ext import homes
 from revgrad.arguments import check_save, take_apart
 from revgrad.errors import LeftDomain, NotFinite
-from revgrad.gradient import Gradient
+from revgrad.gradient import Gradient, own
 from revgrad.hyper import is_per_step
 from revgrad.online.level import Level
 from revgrad.online.paths import Paths
@@ -105,7 +106,7 @@ class Fitting:
         state = {"params": run.layout.join(values.params, run.layout.dtype)}
         for name in optimizer.variables:
             layout = run.layout_of(name)
-            state[name] = np.zeros(layout.size, layout.dtype)
+            state[name] = homes.zeros_beside(layout.size, layout.dtype, layout.like)
             if name in values.warm:
                 state[name][...] = layout.join(values.warm[name])
         bottom = Level(
@@ -130,7 +131,7 @@ class Fitting:
     def tree(self, name, given):
         """A variable as a tree of its own, in the kinds that the params came in."""
         layout = self.run.layout_of(name)
-        leaves = [np.array(x) for x in layout.cast(self.bottom.state[name])]
+        leaves = own(layout.cast(self.bottom.state[name]))
         if layout is self.run.layout:
             leaves = [in_kind(x, like) for x, like in zip(leaves, given, strict=True)]
         return layout.unflatten(leaves)
@@ -169,6 +170,7 @@ def take_step(fitting, tuner, paths, t, watched, log=None, expected=None):
     expected: digest of the gradient there, where the run has just been taken up from a file.
     """
     (value, aux), g = fitting.look(t)
+    value = homes.home(value)
     if expected is None:
         _look(fitting, tuner, paths, t, value, g, watched)
     else:
@@ -188,7 +190,7 @@ def _look(fitting, tuner, paths, t, value, g, watched):
     if not np.isfinite(value):
         raise _diverged(fitting, paths, t, f"the loss is {value}")
     if run.watch is not None:
-        watched.append(watched_plainly(run, t, [np.array(x) for x in fitting.leaves()]))
+        watched.append(watched_plainly(run, t, own(fitting.leaves())))
     with np.errstate(all="ignore"):
         tuner.look(t, g)
 

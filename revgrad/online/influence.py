@@ -7,6 +7,8 @@ by name, hyper of the loss's hyper, None for zero.
 
 import numpy as np
 
+from revgrad._ext import homes
+
 
 class Rows:
     """Tangents of the variables, a row each.
@@ -15,7 +17,8 @@ class Rows:
     """
 
     def __init__(self, count, state):
-        self.tangents = {n: np.zeros((count, x.size), x.dtype) for n, x in state.items()}
+        make = lambda x: homes.zeros_beside((count, x.size), x.dtype, x)
+        self.tangents = {name: make(x) for name, x in state.items()}
         self.count = count
 
     def __getitem__(self, k):
@@ -46,11 +49,11 @@ class Exact:
 
     def slope(self, ct):
         """Derivative of the loss by what learns, from its cotangent of the params."""
-        return (self.rows.params @ ct).astype(np.float64)
+        return homes.home(self.rows.params @ ct).astype(np.float64)
 
     def norms(self):
         """Name -> Frobenius norm of d params / d that hyperparameter."""
-        squares = np.array([x @ x for x in self.rows.params], float)
+        squares = homes.home(np.stack([x @ x for x in self.rows.params])).astype(float)
         return {n: float(np.sqrt(squares[s].sum())) for n, s in self.basis.spans.items()}
 
     def clear(self):
@@ -61,7 +64,7 @@ class Exact:
 
     def load(self, parts):
         for name, x in self.rows.tangents.items():
-            x[...] = parts[f"influence {name}"].reshape(x.shape)
+            x[...] = homes.beside(parts[f"influence {name}"].reshape(x.shape), x)
 
 
 class Shared(Exact):
@@ -80,7 +83,7 @@ class Shared(Exact):
     def slope(self, ct):
         out = np.empty(self.basis.size)
         for row, (name, span) in zip(self.rows.params, self.names, strict=True):
-            out[span] = self.basis.split(name, row * ct) if name else row @ ct
+            out[span] = self.basis.split(name, row * ct) if name else homes.home(row @ ct)
         return out
 
     def norms(self):
@@ -119,10 +122,10 @@ class RankOne(Exact):
             self.weights[k] = self.weights[k] / old + sign / fresh
 
     def slope(self, ct):
-        return (self.rows.params @ ct) @ self.weights / self.rows.count
+        return homes.home(self.rows.params @ ct) @ self.weights / self.rows.count
 
     def norms(self):
-        products, found = self.rows.params @ self.rows.params.T, {}
+        products, found = homes.home(self.rows.params @ self.rows.params.T), {}
         for name, span in self.basis.spans.items():
             w = self.weights[:, span]
             found[name] = float(np.sqrt(max(0.0, np.sum(products * (w @ w.T))))) / self.rows.count
@@ -130,7 +133,7 @@ class RankOne(Exact):
 
     def matrix(self):
         """The estimate of d params / d what learns: (numbers that learn, weights)."""
-        return self.weights.T @ self.rows.params / self.rows.count
+        return self.weights.T @ homes.home(self.rows.params) / self.rows.count
 
     def clear(self):
         self.rows.clear()

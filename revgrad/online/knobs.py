@@ -3,6 +3,7 @@
 import numpy as np
 import optree
 
+from revgrad._ext import homes
 from revgrad.errors import LeftDomain
 from revgrad.hyper import is_per_step
 from revgrad.online.recorded import Recorded
@@ -44,7 +45,7 @@ class Knobs:
                 f"{self.optimizer.name}({name}=...) is a per_step and is tuned; let it be one or "
                 "the other: tuned=(...) names those that learn."
             )
-        given = optree.tree_map(lambda x: np.asarray(x, np.float64), given)
+        given = optree.tree_map(lambda x: np.asarray(homes.home(x), np.float64), given)
         return given if constraint is None else constraint.inverse(given)
 
     def _map(self, name):
@@ -95,9 +96,11 @@ class Knobs:
         return leaves
 
     def flat(self, name, value, dtype):
-        """A hyperparameter as statements on a flat vector read it."""
-        spread = self.spreads[name]
-        return value if spread.scalar else spread.flat(value, 0, self.below[name], dtype)
+        """A hyperparameter as statements on a flat vector read it, where that is."""
+        spread, layout = self.spreads[name], self.below[name]
+        if spread.scalar:
+            return value
+        return homes.beside(spread.flat(value, 0, layout, dtype), layout.like)
 
     def pull(self, ct_params, tangents):
         """Cotangent of the raw numbers from one of the params, made entry by entry.
@@ -110,7 +113,7 @@ class Knobs:
             if tangent is None:
                 out[slot] = 0.0
             elif spread.scalar:
-                out[slot] = ct_params @ tangent
+                out[slot] = homes.home(ct_params @ tangent)
             else:
                 out[slot] = self.collected(name, ct_params * tangent)
             if name in self.maps:

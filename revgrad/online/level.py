@@ -6,6 +6,7 @@ recorded once and replayed.
 
 import numpy as np
 
+from revgrad._ext import homes
 from revgrad.online.knobs import Knobs
 from revgrad.online.recorded import Recorded, RecordedPair
 from revgrad.transforms import jvp
@@ -22,7 +23,8 @@ class Level:
     """
 
     def __init__(self, optimizer, spreads, values, state, layout_of, *, first_t=0):
-        self.optimizer, self.spreads, self.values = optimizer, spreads, values
+        self.optimizer, self.spreads = optimizer, spreads
+        self.values = {k: [homes.home(v) for v in vs] for k, vs in values.items()}
         self.state, self.layout_of, self.first_t = state, layout_of, first_t
         self.mode, self.dtype, knobs = "pull", state["params"].dtype, None
         if optimizer.tuned_by is not None:
@@ -41,7 +43,8 @@ class Level:
         spread, values = self.spreads[name], self.values[name]
         if spread.scalar:
             return float(spread.at_leaf(values, 0, t))
-        return spread.flat(values, t, self.layout_of(name), self.dtype)
+        layout = self.layout_of(name)
+        return homes.beside(spread.flat(values, t, layout, self.dtype), layout.like)
 
     # One step.
 

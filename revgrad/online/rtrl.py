@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import optree
 
+from revgrad._ext import homes
 from revgrad.arguments import check_batches
 from revgrad.errors import NotFinite
 from revgrad.gradient import Gradient
@@ -135,8 +136,8 @@ class Influence(Tower):
         self.used, self.seen, self.kept = [], {}, {}
         if rtrl.diagnose:
             v = np.random.default_rng(rtrl.seed).standard_normal(run.layout.size)
-            v = (v / np.linalg.norm(v)).astype(bottom.dtype)
-            self.kept = {"g": np.zeros(run.layout.size, bottom.dtype), "v": v}
+            params, v = bottom.state["params"], (v / np.linalg.norm(v)).astype(bottom.dtype)
+            self.kept = {"g": np.zeros_like(params), "v": homes.beside(v, params)}
 
     # Between a gradient and the step by it.
 
@@ -239,7 +240,8 @@ class Influence(Tower):
             if group == "seen":
                 self.seen[rest] = float(x[0])
             elif group == "kept":
-                self.kept[rest] = x.astype(self.levels[0].dtype)
+                params = self.levels[0].state["params"]
+                self.kept[rest] = homes.beside(x.astype(params.dtype), params)
         self.used = [self.fitting.values.hyper[k] for k in self.moving]
         self._hand_on()
 
@@ -265,7 +267,7 @@ def _learning(run, values, wanted):
         raise ValueError("RTRL(hyper=...): there are no floats in hyper that could learn.")
     found = [None] * len(leaves)
     for j in moving:
-        found[run.hyper_tree.floats[j]] = np.asarray(values.hyper[j], np.float64)
+        found[run.hyper_tree.floats[j]] = np.asarray(homes.home(values.hyper[j]), np.float64)
     names = ["hyper" + "".join(f"[{p!r}]" for p in paths[run.hyper_tree.floats[j]]) for j in moving]
     return moving, names, optree.tree_unflatten(treedef, found)
 

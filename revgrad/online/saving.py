@@ -6,6 +6,7 @@ import numpy as np
 import optree
 
 from revgrad import files
+from revgrad._ext import homes
 from revgrad.errors import NotResumed
 from revgrad.hyper import is_per_step
 from revgrad.resume import SaveFile, belongings, digest, statements_of
@@ -33,7 +34,7 @@ class Log(SaveFile):
         parts |= {f"tuner {name}": x for name, x in self.tuner.parts().items()}
         parts |= {f"path {name}": np.array(x) for name, x in self.paths.columns.items()}
         parts["watched"] = np.array(watched)
-        content = [np.asarray(x).astype("<f8").tobytes() for x in parts.values()]
+        content = [homes.to_host(x).astype("<f8").tobytes() for x in parts.values()]
         tensors = [(name, "F64", len(x)) for name, x in zip(parts, content, strict=True)]
         files.write(self.saving.path, FORM, facts, tensors, content)
         self.was_written(t)
@@ -58,7 +59,8 @@ class Log(SaveFile):
             if group in groups:
                 groups[group][rest] = x
         bottom = self.fitting.bottom
-        bottom.state = {n: groups["state"][n].astype(x.dtype) for n, x in bottom.state.items()}
+        was = groups["state"]
+        bottom.state = {n: homes.beside(was[n].astype(x.dtype), x) for n, x in bottom.state.items()}
         self.tuner.load(groups["tuner"])
         self.paths.load(groups["path"], facts["every"])
         return facts["t"], facts["gradient"], read["watched"].tolist()

@@ -390,10 +390,8 @@ def _sum_by_id(rows, ids, *, count):
 
 def _odd(ids):
     """Which of sorted ids are the second, fourth, ... of their kind."""
-    places = np.cumsum(np.ones_like(ids))
-    first = np.ones_like(ids, dtype=bool)
-    first[1:] = ids[1:] != ids[:-1]
-    return (places - np.maximum.accumulate(places * first)) % 2 == 1
+    places = np.cumsum(np.ones_like(ids, dtype=np.int64)) - 1
+    return (places - np.searchsorted(ids, ids)) % 2 == 1
 
 
 lookup = define(

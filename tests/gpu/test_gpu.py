@@ -25,6 +25,13 @@ from test_cuda import (  # noqa: F401  (pytest collects them)
     test_words_that_are_not_kept_are_counted,
     test_words_that_went_to_the_host_come_back_for_a_rise,
 )
+from test_cuda_fit import (  # noqa: F401
+    test_a_fit_that_was_killed_goes_on,
+    test_fit_has_the_cpus_bits,
+    test_hyper_on_the_device_learns_there,
+    test_steps_are_recorded_on_the_device_too,
+    test_what_cannot_be_recorded_is_fitted_all_the_same,
+)
 from test_cuda_forward import (  # noqa: F401
     test_a_forward_run_that_was_killed_goes_on,
     test_a_loss_that_cannot_be_recorded,
@@ -34,6 +41,11 @@ from test_cuda_forward import (  # noqa: F401
     test_tangents_go_side_by_side_in_recorded_programs,
     test_the_options_of_forward,
     test_the_transposed_clip_with_a_bound_per_weight,
+)
+from test_cuda_scan import (  # noqa: F401
+    test_a_scan_returns_exactly_and_says_where_it_overflows,
+    test_networks_have_the_cpus_hypergradients,
+    test_scan_has_the_cpus_bits,
 )
 from test_cuda_train import (  # noqa: F401
     ADJOINTS,
