@@ -131,7 +131,8 @@ class Pull(Trace):
             out = run(*raw, **static)
         if primitive.many or isinstance(out, Box):
             self.refuse_closure(primitive, out if primitive.many else (out,))
-        node = Node(primitive, parents, out, raw, static, pullback)
+        kept = (out, raw) if primitive.keeps is None else primitive.keeps(out, raw)
+        node = Node(primitive, parents, *kept, static, pullback)
         if primitive.many:
             return tuple(self.box(o, self, (node, k)) for k, o in enumerate(out))
         return self.box(out, self, (node, 0))
@@ -172,15 +173,19 @@ class Primitive:
     constant: the derivative is zero everywhere (comparisons, shapes, integer answers).
     true_derivative: False where the rules are no derivative of `run`, so that second derivatives
         are not symmetric.
+    keeps(out, args) -> what of them the pull-back reads, where that is less than all.
     """
 
-    __slots__ = ("constant", "many", "name", "pull", "push", "run", "stage", "true_derivative")
+    __slots__ = (
+        "constant", "keeps", "many", "name", "pull", "push", "run", "stage", "true_derivative",
+    )  # fmt: skip
 
     def __init__(self, name, run, push=None, pull=None, *, stage=None, many=False, constant=False):
         self.name, self.run, self.stage = name, run, stage
         self.push = push or partial(_missing, name, "forward mode")
         self.pull = pull or partial(_missing, name, "reverse mode")
         self.many, self.constant, self.true_derivative = many, constant, True
+        self.keeps = None
 
     def __call__(self, *args, **static):
         youngest = None

@@ -752,3 +752,25 @@ def test_an_mlp_in_float32_stays_there_and_agrees_with_jax(oracle):
     assert value.dtype == np.float32 and all(v.dtype == np.float32 for v in optree.tree_leaves(g))
     assert value == pytest.approx(float(their_value), rel=1e-6)
     optree.tree_map(lambda p, q: np.testing.assert_allclose(p, q, 1e-5, 1e-6), g, their_g)
+
+
+def test_the_tape_lets_go_of_what_no_rule_reads():
+    """Of tanh(h @ w + b) it holds the result, not the product and the sum."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4000, 30))
+    layers = [(rng.standard_normal((30, 30)) / 6, np.zeros(30)) for _ in range(8)]
+
+    def f(layers):
+        h = x
+        for w, b in layers:
+            h = np.tanh(h @ w + b)
+        return np.sum(h * h)
+
+    grad(f)(layers)
+    tracemalloc.start()
+    try:
+        grad(f)(layers)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < (len(layers) + 6) * x.nbytes

@@ -7,6 +7,7 @@ import numpy as np
 
 from revgrad.arrays import functions, plain
 from revgrad.rules.row import (
+    args_alone,
     cast,
     composite,
     constant,
@@ -16,7 +17,10 @@ from revgrad.rules.row import (
     elementwise,
     elementwise_primitive,
     is_complex,
+    keep,
     match,
+    out_alone,
+    shapes_alone,
     unbroadcast,
 )
 from revgrad.tape import Primitive
@@ -80,6 +84,9 @@ elementwise((np.arcsinh,), lambda out, x: 1 / np.sqrt(x * x + 1))
 elementwise((np.arccosh,), lambda out, x: 1 / np.sqrt((x - 1) * (x + 1)))
 elementwise((np.arctanh,), lambda out, x: 1 / (1 - x * x))
 elementwise((np.cbrt,), lambda out, x: 1 / (3 * out * out))
+keep(shapes_alone, operator.add, np.add, operator.sub, np.subtract, operator.neg, np.negative)
+keep(out_alone, np.exp, np.expm1, np.sqrt, np.tanh)
+keep(args_alone, operator.mul, np.multiply)
 elementwise((np.deg2rad, np.radians), lambda out, x: float(np.pi / 180))
 elementwise((np.rad2deg, np.degrees), lambda out, x: float(180 / np.pi))
 _extrema = np.maximum, np.minimum, np.fmax, np.fmin

@@ -6,7 +6,17 @@ from math import prod
 import numpy as np
 
 from revgrad.arrays import functions
-from revgrad.rules.row import cast, composite, define, derived, dtype_of, shape_of, unbroadcast
+from revgrad.rules.row import (
+    args_alone,
+    cast,
+    composite,
+    define,
+    derived,
+    dtype_of,
+    keep,
+    shape_of,
+    unbroadcast,
+)
 from revgrad.tape import Deferred
 
 
@@ -68,6 +78,7 @@ def _pull_right(ct, out, x, y):
 
 for _matmul in (operator.matmul, np.matmul):
     define(_matmul, _matmul, ("linear", "linear"), (_pull_left, _pull_right))
+    keep(args_alone, _matmul)
 _dot = define("dot", np.dot, ("linear", "linear"), (_pull_left, _pull_right))
 _dot_number = define(
     "dot with a number",

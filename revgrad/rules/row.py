@@ -17,6 +17,8 @@ import numpy as np
 from revgrad.arrays import ArrayBox, functions, plain
 from revgrad.tape import Box, Primitive, Pull, Push, pull_back
 
+LARGE = 2**12  # entries from which on the tape lets go of an array that no rule reads
+
 
 def define(key, run, push, pull, *, register=True):
     """Add a primitive with one push and one pull rule per positional argument.
@@ -185,6 +187,40 @@ def composite(*keys):
         return function
 
     return register
+
+
+class Outline:
+    """Stands for a large array in a rule that reads no more of it than shape and dtype.
+
+    So that the tape holds only what its rules read: of x @ w + b neither the product nor the sum.
+    """
+
+    __slots__ = ("dtype", "shape")
+
+    def __init__(self, x):
+        self.shape, self.dtype = x.shape, x.dtype
+
+    @staticmethod
+    def of(x):
+        return Outline(x) if getattr(x, "size", 0) >= LARGE else x
+
+
+def shapes_alone(out, args):
+    return Outline.of(out), [*map(Outline.of, args)]
+
+
+def args_alone(out, args):
+    return Outline.of(out), args
+
+
+def out_alone(out, args):
+    return out, [*map(Outline.of, args)]
+
+
+def keep(what, *keys):
+    """Say what of their values the pull-backs of some functions read."""
+    for key in keys:
+        functions[key].keeps = what
 
 
 def shape_of(x):
