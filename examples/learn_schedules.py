@@ -99,9 +99,8 @@ def draw(s, record, inputs):
     for k, (ax, what) in enumerate(zip(grid[:, 2], ("weights", "biases"), strict=True)):
         ax.bar(NAMES[k::2], list(record["scales"].values())[k::2], color="#0072b2")
         ax.set_ylabel(f"initial scale of the {what}")
-    grid[0, 2].plot(
-        np.array(inputs) ** -0.5, "_", markersize=44, color="#d55e00", label="1/√inputs"
-    )
+    at, scales = np.arange(len(inputs)), np.array(inputs) ** -0.5
+    grid[0, 2].hlines(scales, at - 0.4, at + 0.4, color="#d55e00", label="1/√inputs")
     grid[0, 2].legend(frameon=False)
     grid[0, 0].figure.savefig(s.folder / "learn_schedules.png", dpi=90)
     plt.close(grid[0, 0].figure)

@@ -120,7 +120,7 @@ def picture(facts, values, path):
     kept = [facts[k] for k in ("MB kept", "MB of states")]
     bars = left.bar(["what gates destroy", "states in float32"], kept)
     left.bar_label(bars, fmt="%.3g MB")
-    left.set(yscale="log", ylabel="kept to go back (MB)")
+    left.set(yscale="log", ylabel="kept to go back (MB)", ylim=(None, 3 * max(kept)))
     right.plot(values, lw=0.7)
     right.set(xlabel="update", ylabel="loss (nats per character)")
     figure.savefig(path, dpi=110)

@@ -109,7 +109,7 @@ def main(s):
         ax.plot(each * np.arange(1, len(values) + 1), values, label=name)
     ax.set(xlabel="cost (training runs; a hypergradient counts as four)")
     ax.set(ylabel="training loss (nats)", ylim=(0.1, 1.0), yscale="log")
-    ax.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncol=3, frameon=False)
     figure.savefig(s.folder / "search_baselines.png", dpi=100)
     plt.close(figure)
     return tried
