@@ -3,7 +3,11 @@
 And NVIDIA's compiler takes the same texts. What only a device can show is in tests/gpu.
 """
 
+import os
 import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import fake_cupy
 import numpy as np
@@ -399,6 +403,27 @@ def test_nvidias_compiler_takes_every_kernel(monkeypatch):
 
 def device_options():
     return "--std=c++14", "--fmad=false"
+
+
+@pytest.mark.slow
+def test_nvcc_compiles_every_kernel(monkeypatch, tmp_path):
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc on the path")
+    unused = "-diag-suppress=177,550"  # helpers and registers that a text does without
+    flags = ["--std=c++17", "--fmad=false", "-arch=sm_90", "-Werror", "all-warnings", unused]
+
+    def compiled(pair):
+        source = tmp_path / f"text{pair[0]}.cu"
+        source.write_text(pair[1], encoding="utf-8")
+        command = [nvcc, *flags, "-cubin", "-o", f"{source}bin", source]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    wrong = [(0, "__global__ void run(double *x) { x[0] = y; }")]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done in pool.map(compiled, enumerate(texts(monkeypatch))):
+            assert done.returncode == 0, done.stderr[-3000:]
+        assert all(done.returncode for done in pool.map(compiled, wrong))
 
 
 def test_the_checker_of_fused_multiply_adds_can_fail():

@@ -1,6 +1,8 @@
 """Arrays come from and go to PyTorch and JAX without copies, and a missing GPU is said so."""
 
 import functools
+import os
+import subprocess
 import sys
 
 import fake_cupy
@@ -67,3 +69,34 @@ def test_cupy_has_what_the_fake_takes():
         functools.reduce(getattr, name.split("."), real)
     for name in (*fake_cupy.METHODS, "get", "set", "tolist", "tobytes", "fill", "flags"):
         assert hasattr(real.ndarray, name)
+    of_graphs = (
+        "MemoryPool.malloc", "Stream.begin_capture", "Stream.end_capture", "Graph.launch", "Memory",
+        "using_allocator", "set_pinned_memory_allocator",
+    )  # fmt: skip
+    for name in of_graphs:
+        functools.reduce(getattr, name.split("."), real.cuda)
+    for name in ("may_share_memory", "full", "empty", "get_default_pinned_memory_pool"):
+        assert hasattr(real, name)
+
+
+def test_nothing_here_touches_cupy_until_it_is_asked_to(tmp_path):
+    """Installed or not, whole or broken: it is no matter of the CPU's."""
+    (tmp_path / "cupy.py").write_text("raise SystemError('cupy was imported')", encoding="utf-8")
+    code = """
+import numpy as np
+import revgrad as rg
+loss = lambda w, _, x: np.sum((x * w - 2 * x) ** 2)
+run = lambda rate: loss(rg.train(loss, np.zeros(3), rg.Momentum(rate), [np.ones(3)] * 9), None, 1.0)
+step = rg.compile(lambda x: np.tanh(x) * 2)
+print(rg.grad(run)(0.1) < 0, step(np.ones(3))[0] == step(np.ones(3))[0])
+try:
+    rg.interop.on_gpu(np.zeros(3))
+except SystemError as error:
+    print(error)
+"""
+    path = os.pathsep.join([str(tmp_path), os.path.dirname(os.path.dirname(rg.__file__))])
+    settings = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=settings, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.split() == ["True", "True", "cupy", "was", "imported"], done.stderr
