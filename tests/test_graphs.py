@@ -299,7 +299,10 @@ def _unchecked(self, given):
 
 FAULTS = {
     "inputs that moved are read where they were": ("Graph.misfit", _unchecked),
-    "results are overwritten": ("Graph._own", lambda self, x: x),
+    "results are overwritten": (
+        "Graph.copied",
+        property(lambda self: [False] * len(self.outputs), lambda self, x: None),
+    ),
     "residuals of another run": ("Graph.base", None),
     "numbers stay what they were": ("_bits", lambda x: ()),
 }
@@ -313,7 +316,8 @@ def test_a_planted_fault_is_caught(cupy, monkeypatch, name):
         monkeypatch.setattr(graphs.Graph, "base", always, raising=False)
     else:
         owner, _, attribute = path.rpartition(".")
-        monkeypatch.setattr(getattr(graphs, owner) if owner else graphs, attribute, wrong)
+        there = getattr(graphs, owner) if owner else graphs
+        monkeypatch.setattr(there, attribute, wrong, raising=False)
     with pytest.raises(AssertionError):
         test_inputs_are_read_where_they_are_while_they_stay_there(cupy)
         test_results_are_the_callers(cupy)

@@ -12,8 +12,9 @@ import gc
 import operator
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -132,8 +133,9 @@ class Graph:
     """One capture of a phase, at addresses that it was given or copies to."""
 
     def __init__(self, phase: Phase, given: tuple[Any, ...]) -> None:
-        self.phase, self.owner = phase, phase.owner
+        self.phase, self.owner, self.held = phase, phase.owner, ()
         self.base = self.owner.ran[: phase.k]
+        self.last = phase.k + 1 == len(self.owner.plain)
         self.here = [_place(x) for x in given]
         self.bits = {i: _bits(x) for i, x in enumerate(given) if self.here[i] is None}
         self.twins = _twins(given, [i for i in phase.moved if self.here[i]])
@@ -141,21 +143,23 @@ class Graph:
         like = next((x for x in given if homes.is_away(x)), None)
         if like is None:
             raise ValueError("nothing that it is given is on the device")
-        cupy = homes.module_of(like)
+        self.kind, cupy = type(like), homes.module_of(like)
         self.cells = {i: cupy.full((), given[i], d) for i, d in phase.numbers.items()}
         inside = {**dict(enumerate(given)), **self.buffers, **self.cells}
-        if self.cells:  # for arrays of no axis there are other kernels, which are to be compiled
-            self.owner.plain[phase.k](*inside.values())
-        with _capture(cupy, self.owner) as done:
-            self.outputs = self.owner.plain[phase.k](*inside.values())
-            together = enumerate(self.owner.together)
-            self.vectors = {n: self._joined(cupy, s) for n, (k, s) in together if k == phase.k}
-        self.launchable, self.held = done[0], ()
-        self.last = phase.k + 1 == len(self.owner.plain)
-        shown = [x for x in inside.values() if homes.is_away(x)]
+        run = partial(self._run, cupy, [*inside.values()])
+        self.launchable, (self.outputs, self.vectors) = _capture(cupy, self.owner, run)
+        self.copied = [type(x) is self.kind and not (self.owner.borrow and x.ndim)
+                       for x in self.outputs]  # fmt: skip
         made_here = [x for x, i in zip(self.outputs, phase.given, strict=True) if i is None]
-        if any(homes.is_away(x) and cupy.may_share_memory(x, y) for x in made_here for y in shown):
+        arrays = [[x for x in xs if type(x) is self.kind] for xs in (made_here, inside.values())]
+        if any(cupy.may_share_memory(x, y) for x in arrays[0] for y in arrays[1]):
             raise ValueError("an output is a view of an input")
+
+    def _run(self, cupy: Any, inside: list[Any]) -> tuple[list[Any], dict[int, Any]]:
+        """(Outputs, those that are wanted in one vector, by the number of the wish)."""
+        self.outputs, k = self.owner.plain[self.phase.k](*inside), self.phase.k
+        wanted = [(n, s) for n, (phase, s) in enumerate(self.owner.together) if phase == k]
+        return self.outputs, {n: self._joined(cupy, s) for n, s in wanted}
 
     def misfit(self, given: tuple[Any, ...]) -> str:
         """What keeps a launch from standing for a run on these inputs; empty where nothing does."""
@@ -163,8 +167,10 @@ class Graph:
             if place is None:
                 if i not in self.cells and _bits(x) != self.bits[i]:
                     return f"input {i} changes, and is no array on the device"
-            elif _place(x) != place and (i not in self.buffers or x.strides != place[1]):
-                return f"input {i} comes at other addresses or with other strides"
+            elif type(x) is not self.kind or x.strides != place[1]:
+                return f"input {i} comes with other strides"
+            elif x.data.ptr != place[0] and i not in self.buffers:
+                return f"input {i} comes at other addresses"
         return ""
 
     def launch(self, given: tuple[Any, ...]) -> list[Any]:
@@ -179,8 +185,10 @@ class Graph:
         self.owner._ran(self.phase.k, self, self.vectors)
         if not self.last:  # a later phase may read these where they are
             self.held = given
-        return [self._own(x) if i is None else given[i]
-                for x, i in zip(self.outputs, self.phase.given, strict=True)]  # fmt: skip
+        ends = zip(self.outputs, self.phase.given, self.copied, strict=True)
+        return [
+            given[i] if i is not None else x.copy("K") if copied else x for x, i, copied in ends
+        ]
 
     def _joined(self, cupy: Any, some: slice) -> Any:
         """The outputs that are wanted in one vector, copied to one; None where that cannot be."""
@@ -194,28 +202,32 @@ class Graph:
             vector[lo:hi].reshape(x.shape)[...] = x
         return vector
 
-    def _own(self, x: Any) -> Any:
-        return x.copy("K") if homes.is_away(x) and not (self.owner.borrow and x.ndim) else x
 
+def _capture(cupy: Any, owner: Graphs, run: Callable[[], Any]) -> tuple[Any, Any]:
+    """(Graph of what run() launches, what it returned).
 
-@contextmanager
-def _capture(cupy: Any, owner: Graphs) -> Iterator[list[Any]]:
-    """Take notes of what is launched; a list of the graph, once it is there."""
+    It is run as it is before, on the same stream and handle of cuBLAS: so what is compiled, loaded
+    or allocated at a first use is there.
+    """
     from revgrad._ext import products
 
     if owner.pool is None:
         owner.pool, owner.stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
-    done: list[Any] = []
-    with _one_at_a_time, _undisturbed(cupy), products.on(owner.stream), owner.stream:
-        owner.stream.begin_capture()
-        try:
-            with cupy.cuda.using_allocator(owner.pool.malloc):
-                yield done
-        except BaseException:
-            with suppress(Exception):  # it may say no more than that something went wrong before
-                owner.stream.end_capture()
-            raise
-        done.append(owner.stream.end_capture())
+    stream, pool, ready = owner.stream, owner.pool, cupy.cuda.Event()
+    ready.record(cupy.cuda.get_current_stream())
+    with _one_at_a_time, products.on(stream), stream, cupy.cuda.using_allocator(pool.malloc):
+        stream.wait_event(ready)
+        run()
+        stream.synchronize()
+        with _undisturbed(cupy):
+            stream.begin_capture()
+            try:
+                found = run()
+            except BaseException:
+                with suppress(Exception):  # which may say only that something went wrong before
+                    stream.end_capture()
+                raise
+            return stream.end_capture(), found
 
 
 @contextmanager
