@@ -73,6 +73,16 @@ def test_numbers_change_without_a_new_graph(cupy):
     check(cupy, layer, *calls, launched=27)
 
 
+def test_what_nothing_reads_may_change(cupy):
+    unread = lambda x, n, y: np.sum(np.exp(x))
+    check(cupy, unread, *[(W, np.float32(k), X + k) for k in range(20)], launched=18)
+
+
+def test_rows_of_a_data_set_are_taken_by_indices_on_the_device(cupy):
+    rows = lambda x, i: np.sum(x[i] * 2, axis=0)
+    check(cupy, rows, *[(X, RNG.integers(0, 64, 9)) for _ in range(9)], launched=7)
+
+
 def test_numbers_that_are_part_of_a_graph_lead_to_another(cupy):
     power = lambda x, n: np.sum(np.exp(x) * np.exp(n))  # exp of a number is the host's
     calls = [(W, np.float32(k // 40)) for k in range(120)]

@@ -51,7 +51,9 @@ class Graphs:
         self.why, self.phases = _refusal(replay.flat), list[Phase]()
         if self.why is None:
             for k, (ins, outs) in enumerate(zip(inputs, outputs, strict=True)):
-                phase = Phase(self, k, _numbers(ins, replay.flat), _given(ins, outs))
+                read = {id(x) for i in replay.flat for x in i.inputs}
+                unread = {n for n, v in enumerate(ins) if id(v) not in read}
+                phase = Phase(self, k, _numbers(ins, replay.flat), _given(ins, outs), unread)
                 self.phases.append(phase)
             self.run[:] = self.phases
 
@@ -77,19 +79,23 @@ class Phase:
     """One phase: call it like the function of the replay.
 
     numbers: dtypes of the numbers among its inputs that a graph can read from the device. given:
-    for each output, which input it is, if any. moved: inputs whose addresses change too often for a
-    graph to read them where they are, such as minibatches. since: launches until the last capture.
+    for each output, which input it is, if any. unread: inputs that nothing reads. moved: inputs
+    whose addresses change too often for a graph to read them where they are, such as minibatches.
+    since: launches until the last capture.
     """
 
-    def __init__(self, owner: Graphs, k: int, numbers: dict[int, Any], given: list[Any]) -> None:
+    def __init__(
+        self, owner: Graphs, k: int, numbers: dict[int, Any], given: list[Any], unread: set[int]
+    ) -> None:
         self.owner, self.k, self.numbers, self.given = owner, k, numbers, given
+        self.unread = unread
         self.graph: Graph | None = None
         self.before: list[Any] | None = None
         self.moved: set[int] = set()
         self.captures = self.launches = self.since = 0
 
     def __call__(self, *given: Any) -> list[Any]:
-        owner, graph, misfit = self.owner, self.graph, ""
+        owner, graph, misfit = self.owner, self.graph, "the phase before it changed too"
         if owner.why:  # of a caller who holds on to a phase
             return owner.run_plain(self.k, given)
         if graph is not None and graph.base == owner.ran[: self.k]:
@@ -101,7 +107,7 @@ class Phase:
         warm = self.before is not None and None not in owner.ran[: self.k]
         if self.launches - self.since < LAUNCHES:
             pairs = enumerate(zip(self.before or here, here, strict=True))
-            self.moved |= {i for i, (before, now) in pairs if before != now}
+            self.moved |= {i for i, (before, now) in pairs if before != now} - self.unread
         self.before = here
         if warm and self.captures >= CAPTURES + self.launches // LAUNCHES:
             owner.give_up(f"{self.captures} captures for {self.launches} launches: {misfit}")
@@ -164,6 +170,8 @@ class Graph:
     def misfit(self, given: tuple[Any, ...]) -> str:
         """What keeps a launch from standing for a run on these inputs; empty where nothing does."""
         for i, (x, place) in enumerate(zip(given, self.here, strict=True)):
+            if i in self.phase.unread:
+                continue
             if place is None:
                 if i not in self.cells and _bits(x) != self.bits[i]:
                     return f"input {i} changes, and is no array on the device"
