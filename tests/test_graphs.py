@@ -83,18 +83,24 @@ def test_rows_of_a_data_set_are_taken_by_indices_on_the_device(cupy):
     check(cupy, rows, *[(X, RNG.integers(0, 64, 9)) for _ in range(9)], launched=7)
 
 
+def test_what_is_computed_of_numbers_alone_is_done_before_a_launch(cupy):
+    decayed = lambda x, n, t: np.sum(np.exp(x) * np.exp(n)) * (1.0 - 0.9**t)
+    calls = [(W, np.float32(k / 40), float(k + 1)) for k in range(40)]
+    check(cupy, decayed, *calls, launched=38)
+
+
+CAST = lambda x, n: np.sum(np.exp(x) * n)  # a strong float64 among float32s
+
+
 def test_numbers_that_are_part_of_a_graph_lead_to_another(cupy):
-    power = lambda x, n: np.sum(np.exp(x) * np.exp(n))  # exp of a number is the host's
-    calls = [(W, np.float32(k // 40)) for k in range(120)]
-    found = graphs_of(check(cupy, power, *calls))[0]
+    calls = [(W, np.float64(k // 40)) for k in range(120)]
+    found = graphs_of(check(cupy, CAST, *calls))[0]
     assert 3 <= found.phases[0].captures <= 5 and found.phases[0].launches >= 114
-    assert not np.array_equal(power(W, np.float32(0)), power(W, np.float32(1)))
 
 
 def test_those_that_change_too_often_lead_to_none(cupy):
-    power = lambda x, n: np.sum(np.exp(x) * np.exp(n))
-    calls = [(W, np.float32(k / 9)) for k in range(9)]
-    compiled = check(cupy, power, *calls, why="4 captures for 0 launches: input 1 changes")
+    calls = [(W, np.float64(k / 9)) for k in range(9)]
+    compiled = check(cupy, CAST, *calls, why="4 captures for 0 launches: input 1 changes")
     assert not isinstance(next(iter(compiled.entries.values())).replay().run[0], graphs.Phase)
 
 
@@ -224,16 +230,33 @@ def test_phases_go_back_to_what_ran_before_them(cupy):
     """A first phase that runs plain in between leaves the second one its own residuals."""
 
     def pair(x, n):
-        y = np.exp(x) * np.exp(n)
+        y = np.exp(x) * n
         return [y], lambda ct: [ct * y]
 
     put = cupy.asarray
-    phases = TwoPhase(pair, [put(X), np.float32(0)], lambda outs: [np.ones_like(outs[0])])
+    phases = TwoPhase(pair, [put(X), np.float64(0)], lambda outs: [np.ones_like(outs[0])])
     numbers = [0] * 3 + [1] + [0] * 3 + [1, 2, 3, 4, 5] + [0] * 3
-    for n in map(np.float32, numbers):
+    for n in map(np.float64, numbers):
         _, then = phases.start((put(X), n))
-        assert bits(then([put(X)])) == bits([put(X) * (np.exp(put(X)) * np.exp(n))])
+        assert bits(then([put(X)])) == bits([put(X) * (np.exp(put(X)) * n)])
     assert "input 1 changes" in phases.replay().graphs.why
+
+
+def test_numbers_of_a_first_phase_are_read_in_the_second(cupy):
+    def pair(x, n):
+        y = np.exp(x) * (1.0 - n)
+        return [y], lambda ct: [ct * y * (1.0 - n) + n**2.0]
+
+    put = cupy.asarray
+    phases = TwoPhase(pair, [put(X), 0.5], lambda outs: [np.ones_like(outs[0])])
+    for k in range(12):
+        n, x = k / 12, put(X + k)
+        (y,), then = phases.start((x, n))
+        assert bits(y) == bits(np.exp(x) * (1.0 - n))
+        wanted = put(X) * (np.exp(x) * (1.0 - n)) * (1.0 - n) + n**2.0
+        assert bits(then([put(X)])) == bits(wanted)
+    assert phases.replay().graphs.why is None
+    assert min(p.launches for p in phases.replay().graphs.phases) >= 7
 
 
 def test_two_replays_may_read_what_the_other_wrote(cupy):

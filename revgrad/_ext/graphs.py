@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from revgrad._ext import homes
+from revgrad._ext.twins import twins_of
 
 LARGEST = 2**24  # bytes of an array from which on kernels take longer than their launches
 CAPTURES, LAUNCHES = 4, 20  # a phase may be captured 4 times, and once more per 20 launches
@@ -32,7 +33,37 @@ def made(replay: Any, inputs: Any, outputs: Any) -> Graphs | None:
     """The Graphs of a replay, which take the place of what it runs; None for NumPy's arrays."""
     if not any(_is_away(v.value) for phase in inputs for v in phase):
         return None
+    host = _of_numbers(replay.phases, inputs)
+    if any(host):
+        return _apart(replay, inputs, outputs, host)
     return Graphs(replay, inputs, outputs)
+
+
+def _apart(replay: Any, inputs: Any, outputs: Any, host: list[list[Any]]) -> Any:
+    """The Graphs of a program without what `host` has of it, which is done before each launch."""
+    done = {id(i) for phase in host for i in phase}
+    phases = [[i for i in _members(phase) if id(i) not in done] for phase in replay.phases]
+    made_of_numbers = {v for phase in host for i in phase for v in i.outputs}
+    fed = []
+    for phase, outs in zip(phases, outputs, strict=True):
+        read = [x for i in phase for x in i.inputs] + [*outs]
+        fed.append([*dict.fromkeys(x for x in read if _is_var(x) and x in made_of_numbers)])
+    more = [[*ins, *extra] for ins, extra in zip(inputs, fed, strict=True)]
+    options = {"borrow": replay.borrow, "together": replay.together}
+    inner, values = type(replay)(more, phases, outputs, **options), {}
+
+    def run(k: int, *given: Any) -> list[Any]:
+        pairs = zip(inputs[k], given, strict=True)
+        values.update((v, x) for v, x in pairs if not _is_away(v.value))
+        for i in host[k]:
+            at = (values[x] if _is_var(x) else x for x in i.inputs)
+            out = i.primitive.run(*at, **i.static)
+            values.update(zip(i.outputs, out if i.primitive.many else (out,), strict=True))
+        return list(inner.run[k](*given, *(values[v] for v in fed[k])))
+
+    replay.run[:] = [partial(run, k) for k in range(len(phases))]
+    replay.vectors = inner.vectors
+    return inner.graphs
 
 
 class Graphs:
@@ -48,12 +79,13 @@ class Graphs:
         self.ran: list[Graph | None] = [None] * len(replay.run)
         self.pool: Any = None
         self.stream: Any = None
-        self.why, self.phases = _refusal(replay.flat), list[Phase]()
+        flat = _members(replay.flat)
+        self.why, self.phases = _refusal(flat), list[Phase]()
         if self.why is None:
             for k, (ins, outs) in enumerate(zip(inputs, outputs, strict=True)):
-                read = {id(x) for i in replay.flat for x in i.inputs}
+                read = {id(x) for i in flat for x in i.inputs}
                 unread = {n for n, v in enumerate(ins) if id(v) not in read}
-                phase = Phase(self, k, _numbers(ins, replay.flat), _given(ins, outs), unread)
+                phase = Phase(self, k, _numbers(ins, flat), _given(ins, outs), unread)
                 self.phases.append(phase)
             self.run[:] = self.phases
 
@@ -144,7 +176,7 @@ class Graph:
         self.last = phase.k + 1 == len(self.owner.plain)
         self.here = [_place(x) for x in given]
         self.bits = {i: _bits(x) for i, x in enumerate(given) if self.here[i] is None}
-        self.twins = _twins(given, [i for i in phase.moved if self.here[i]])
+        self.twins = twins_of(given, [i for i in phase.moved if self.here[i]])
         self.buffers = {i: x for twin in self.twins for i, x in twin.parts.items()}
         like = next((x for x in given if homes.is_away(x)), None)
         if like is None:
@@ -263,6 +295,25 @@ def _undisturbed(cupy: Any) -> Iterator[None]:
 # What a program says beforehand.
 
 
+def _members(phase: list[Any]) -> list[Any]:
+    """Its instructions one by one; those that run together are of NumPy's arrays."""
+    return [member for i in phase for member in getattr(i, "members", [i])]
+
+
+def _of_numbers(phases: list[list[Any]], inputs: Any) -> list[list[Any]]:
+    """What each phase computes of inputs that are not on the device, alone."""
+    known = {v for phase in inputs for v in phase if not _is_away(v.value)}
+    here = lambda x: x in known if _is_var(x) else not _is_away(x)
+    found: list[list[Any]] = []
+    for phase in phases:
+        found.append([])
+        for i in _members(phase):
+            if all(map(here, i.inputs)) and not any(_is_away(v.value) for v in i.outputs):
+                found[-1].append(i)
+                known.update(i.outputs)
+    return found
+
+
 def _refusal(instructions: list[Any]) -> str | None:
     if os.environ.get("REVGRAD_GRAPHS", "1") == "0":
         return "REVGRAD_GRAPHS is 0"
@@ -283,7 +334,7 @@ def _numbers(inputs: list[Any], instructions: list[Any]) -> dict[int, Any]:
     found = {}
     for k, v in enumerate(inputs):
         readers = [i for i in instructions if any(x is v for x in i.inputs)]
-        others = [x.value if hasattr(x, "value") else x
+        others = [x.value if _is_var(x) else x
                   for i in readers for x in i.inputs if x is not v]  # fmt: skip
         plain = all(_entry_by_entry(i.primitive.run) for i in readers)
         dtypes = {x.dtype if _is_away(x) else None for x in others}
@@ -304,6 +355,10 @@ def _given(inputs: list[Any], outputs: list[Any]) -> list[Any]:
     return [next((k for k, v in enumerate(inputs) if v is x), None) for x in outputs]
 
 
+def _is_var(x: Any) -> bool:
+    return hasattr(x, "root")
+
+
 def _is_away(value: Any) -> bool:
     kind = getattr(value, "kind", type(value))
     return kind.__module__.partition(".")[0] in homes.HOMES
@@ -319,54 +374,6 @@ def _place(x: Any) -> tuple[int, tuple[int, ...]] | None:
 
 def _bits(x: Any) -> Any:
     return type(x), np.asarray(x).tobytes() if hasattr(x, "dtype") else repr(x)
-
-
-class Twin:
-    """Memory for inputs that make up one vector, or for one input. parts: arrays, by input."""
-
-    def __init__(self, given: tuple[Any, ...], members: list[int]) -> None:
-        self.members, first = members, given[members[0]]
-        self.starts = _starts(given, members)
-        if self.starts is None:
-            self.whole = first.copy("K")
-            self.parts = {members[0]: self.whole}
-        else:
-            self.whole = first.base.copy()
-            cut = [self.whole[lo // first.itemsize :][: given[i].size].reshape(given[i].shape)
-                   for lo, i in zip(self.starts, members, strict=True)]  # fmt: skip
-            self.parts = dict(zip(members, cut, strict=True))
-        if any(x.strides != given[i].strides for i, x in self.parts.items()):
-            raise ValueError("an input has gaps between its entries")
-
-    def fill(self, given: tuple[Any, ...]) -> None:
-        if self.starts is not None and _starts(given, self.members) == self.starts:
-            self.whole[...] = given[self.members[0]].base
-            return
-        for i, x in self.parts.items():
-            x[...] = given[i]
-
-
-def _starts(given: tuple[Any, ...], members: list[int]) -> list[int] | None:
-    """Where inputs begin, in bytes, in the vector that they make up; None where they do not."""
-    parts = [given[i] for i in members]
-    base = parts[0].base
-    if base is None or base.ndim != 1 or sum(x.nbytes for x in parts) != base.nbytes:
-        return None
-    starts = [x.data.ptr - base.data.ptr for x in parts]
-    inside = all(0 <= lo < base.nbytes and x.dtype == base.dtype and x.flags.c_contiguous
-                 for lo, x in zip(starts, parts, strict=True))  # fmt: skip
-    return starts if inside else None
-
-
-def _twins(given: tuple[Any, ...], members: list[int]) -> list[Twin]:
-    """Twins of some inputs; one for those that make up one vector, such as the leaves of params."""
-    groups: dict[int, list[int]] = {}
-    for i in members:
-        base = given[i].base
-        groups.setdefault((given[i] if base is None else base).data.ptr, []).append(i)
-    whole = {k: _starts(given, group) is not None for k, group in groups.items()}
-    parts = [[group] if whole[k] else [[i] for i in group] for k, group in groups.items()]
-    return [Twin(given, group) for some in parts for group in some]
 
 
 def _same_bits(found: list[Any], wanted: list[Any]) -> bool:
