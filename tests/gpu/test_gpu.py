@@ -67,16 +67,20 @@ from test_graphs import (  # noqa: F401
     test_every_thread_has_graphs_of_its_own,
     test_inputs_are_read_where_they_are_while_they_stay_there,
     test_numbers_change_without_a_new_graph,
+    test_numbers_of_a_first_phase_are_read_in_the_second,
     test_numbers_that_are_part_of_a_graph_lead_to_another,
     test_other_strides_are_another_matter,
     test_parts_of_one_vector_are_copied_at_once,
     test_phases_go_back_to_what_ran_before_them,
     test_products_go_to_cublas_as_cupy_sends_them,
     test_results_are_the_callers,
+    test_rows_of_a_data_set_are_taken_by_indices_on_the_device,
     test_those_that_change_too_often_lead_to_none,
     test_training_goes_by_graphs,
     test_two_replays_may_read_what_the_other_wrote,
     test_what_cannot_be_captured_runs_as_it_is_for_good,
+    test_what_is_computed_of_numbers_alone_is_done_before_a_launch,
+    test_what_nothing_reads_may_change,
 )
 
 
