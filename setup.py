@@ -30,7 +30,11 @@ kernel = Extension(
 )
 
 chains = Extension(
-    "revgrad._ext.chains", ["revgrad/_ext/chains.pyx"], include_dirs=[numpy.get_include()]
+    "revgrad._ext.chains",
+    sources=["revgrad/_ext/chains.pyx"],
+    include_dirs=["revgrad/_ext", numpy.get_include()],
+    depends=["revgrad/_ext/sums.h"],
+    extra_compile_args=[] if os.name == "nt" else ["-O3", "-ffp-contract=off"],
 )
 
 # force: the directives are no part of what cythonize compares

@@ -163,11 +163,14 @@ class Entry:
 
         return record(outputs, leaves, sampled=True)
 
-    def replay(self):
-        if not hasattr(self.local, "replay"):
+    def replay(self, turn=0):
+        """A replay; that of turn 1 leaves the vectors of turn 0 alone, and shares all else."""
+        if not hasattr(self.local, "replays"):
             parts = [self.program.inputs], [self.fused], [self.program.outputs]
-            self.local.replay = Replay(*parts, **self.options)
-        return self.local.replay
+            self.local.replays = [Replay(*parts, **self.options)]
+        if turn == len(self.local.replays):
+            self.local.replays.append(self.local.replays[0].twin())
+        return self.local.replays[turn]
 
 
 class TwoPhase:

@@ -12,8 +12,9 @@ import numpy as np
 from revgrad._ext.chains import Chain, loop_index
 from revgrad.narrow import narrow
 from revgrad.record import SAMPLE, Sample, Var, in_memory_order, kind_of
+from revgrad.tape import Primitive
 
-BLOCK = 1024  # entries that a chain takes at a time; its operands then fit in the first cache
+BLOCK = 8192  # bytes that a chain takes at a time; its operands then fit in the first cache
 UFUNCS = {
     operator.add: np.add,
     operator.sub: np.subtract,
@@ -23,20 +24,29 @@ UFUNCS = {
 }
 KINDS = {np.dtype(np.float32): "f", np.dtype(np.float64): "d"}
 
+# Sums in float64, 0-d, of arrays of one shape and layout. In a chain they are no trip to memory.
+total = Primitive("total", lambda x: np.array(x.sum(), np.float64))
+dot = Primitive("dot", lambda x, y: np.array(np.dot(x.ravel("K"), y.ravel("K")), np.float64))
+SUMS = (total, dot)
+
 
 class Group:
-    """Several instructions as one; inputs are what they read from outside, outputs what is read."""
+    """Several instructions as one; inputs are what they read from outside, outputs what is read.
 
-    __slots__ = ("constants", "inputs", "kinds", "members", "outputs", "steps")
+    like: a value of their shape and layout.
+    """
+
+    __slots__ = ("constants", "inputs", "kinds", "like", "members", "outputs", "steps")
 
     def __init__(self, members):
-        self.members, self.inputs, self.outputs = members, (), ()
+        self.members, self.inputs, self.outputs, self.like = members, (), (), None
 
     def plan(self, needed):
         """Give every operand a slot. needed: values that others read. False if it cannot be."""
         made = [i.outputs[0] for i in self.members]
         self.outputs = tuple(v for v in made if v in needed)
-        like, slots, self.kinds, self.constants, inputs = made[0].value, {}, [], {}, []
+        self.like = next(_shaped(i) for i in self.members)
+        like, slots, self.kinds, self.constants, inputs = self.like.value, {}, [], {}, []
         for x in (x for i in self.members for x in i.inputs):
             if _key(x) in slots or (isinstance(x, Var) and x in made):
                 continue
@@ -58,6 +68,7 @@ class Group:
             dying = {slots[_key(x)] for x in i.inputs if isinstance(x, Var) and last[x] == k}
             free += [slot for slot in dying if self.kinds[slot] == "scratch"]
             out, kind = i.outputs[0], "array" if i.outputs[0] in self.outputs else "scratch"
+            kind = "sum" if i.primitive in SUMS else kind
             inputs = [slots[_key(x)] for x in i.inputs]
             if kind == "scratch" and free:
                 slots[out] = free.pop()
@@ -69,8 +80,8 @@ class Group:
 
     def chain(self, size=None):
         """The chain, for arrays of a size or of that which was recorded."""
-        like, period = self.outputs[0].value, self._period()
-        block = period * max(1, BLOCK // period)
+        like, period = self.like.value, self._period()
+        block = period * max(1, BLOCK // like.itemsize // period)
         size = like.size if size is None else size
         return Chain(self.steps, self.kinds, self.constants, size, block, like.dtype)
 
@@ -87,8 +98,9 @@ class Group:
         """Tried on all entries, or on as many as there are samples of."""
         size = like.size if kind_of(like) is type(like) else SAMPLE - SAMPLE % self._period()
         given = [_first(x, size) if kind == "array" else _value(x) for x, kind in self._passed()]
-        expected = [_first(v, size) for v in self.outputs]
-        outs = [np.empty_like(x) for x in expected]
+        sums = {i.outputs[0] for i in self.members if i.primitive in SUMS}  # have no bits to keep
+        expected = [None if v in sums else _first(v, size) for v in self.outputs]
+        outs = [np.empty(()) if x is None else np.empty_like(x) for x in expected]
         with np.errstate(all="ignore"):  # what is to be said was said while recording
             self.chain(size)(*given, *outs)
         return size > 0 and all(map(_same_bytes, outs, expected))
@@ -105,7 +117,7 @@ def operand_kind(x, like):
         return "array"
     trailing = x.shape == like.shape[like.ndim - x.ndim :] and x.ndim < like.ndim
     contiguous = like.flags.c_contiguous and x.flags.c_contiguous
-    return "tile" if trailing and contiguous and x.size <= 8 * BLOCK else None
+    return "tile" if trailing and contiguous and x.nbytes <= 8 * BLOCK else None
 
 
 def fuse(instructions, outputs):
@@ -120,7 +132,7 @@ def fuse(instructions, outputs):
             g = group_of.get(x) if isinstance(x, Var) else None
             if g is None:
                 continue
-            same = fits and _layout(g.members[0].outputs[0].value) == _layout(i.outputs[0].value)
+            same = fits and _layout(_shaped(g.members[0]).value) == _layout(_shaped(i).value)
             if not same or g in blocked:
                 blocked.add(g)  # something outside reads it before it could run
             elif mine is None:
@@ -164,7 +176,9 @@ def _place(instructions, group_of, needed):
 def _fits(i):
     """Whether an instruction is elementwise on dense float arrays that a chain can take."""
     ufunc = UFUNCS.get(i.primitive.run, i.primitive.run)
-    out = i.outputs[0].value
+    out = _shaped(i).value
+    if i.primitive in SUMS:
+        return out.dtype in KINDS and all(operand_kind(x, out) == "array" for x in i.inputs)
     if not isinstance(ufunc, np.ufunc) or ufunc.nout != 1 or ufunc.signature or ufunc is np.power:
         return False
     if kind_of(out) is not np.ndarray or out.ndim == 0 or out.size == 0 or out.dtype not in KINDS:
@@ -174,7 +188,14 @@ def _fits(i):
     return len(i.inputs) <= 3 and all(operand_kind(x, out) for x in i.inputs)
 
 
+def _shaped(i):
+    """A Var of the shape that an instruction goes over."""
+    return i.inputs[0] if i.primitive in SUMS else i.outputs[0]
+
+
 def _step(i, dtype, operands):
+    if i.primitive in SUMS:
+        return None, 0, operands
     ufunc = UFUNCS.get(i.primitive.run, i.primitive.run)
     return ufunc, loop_index(ufunc, KINDS[dtype] * len(operands)), operands
 
@@ -193,8 +214,8 @@ def _first(x, size):
     return (x.head if type(x) is Sample else in_memory_order(x))[:size]
 
 
-def _same_bytes(x, y):
-    return x.tobytes() == y.tobytes()
+def _same_bytes(x, expected):
+    return expected is None or x.tobytes() == expected.tobytes()
 
 
 def _layout(x):

@@ -55,16 +55,17 @@ class Gradient:
         leaves = optree.tree_leaves(getattr(self.run.batch, "data", None))
         return hasattr(self.run.batch, "indices") and all(map(_is_array, leaves))
 
-    def value(self, leaves, t):
+    def value(self, leaves, t, turn=0):
         """((loss, aux), flat gradient in `layout.dtype`) at step t.
 
-        The gradient, like those of `with_pullback`, may be overwritten by the next call.
+        The gradient, like those of `with_pullback`, may be overwritten by the next call; with
+        turns of 0 and 1, by the one after that.
         """
         args, recording = self._at(leaves, t)
         if recording is None:
             (value, aux), g = value_and_grad(self.f, has_aux=True)(*args)
         else:
-            value, aux, g = recording.value(*args)
+            value, aux, g = recording.value(*args, turn=turn)
         return (value, aux), self._flat(g, value)
 
     def with_pullback(self, leaves, t, early=None):

@@ -122,7 +122,7 @@ class Record(Trace):
             return out
         inputs = tuple(x if v is None else v for x, v in zip(raw, variables, strict=True))
         outs = out if primitive.many else (out,)
-        made = tuple(self._made(o, _base(o, variables)) for o in outs)
+        made = tuple(self._made(o, base_of(o, variables)) for o in outs)
         self.instructions.append(Instruction(primitive, inputs, static, made))
         boxes = tuple(self.box(o, self, v) for o, v in zip(outs, made, strict=True))
         return boxes if primitive.many else boxes[0]
@@ -131,8 +131,8 @@ class Record(Trace):
         return Var(self.kept(out) if base is None else out, base)
 
 
-def _base(out, variables):
-    """The input whose memory `out` shows, if any."""
+def base_of(out, variables):
+    """Which of some Vars (or None) has the memory that `out` shows, if any."""
     if not isinstance(out, np.ndarray):
         return None
     for v in variables:

@@ -114,9 +114,9 @@ class Recording:
         leaves = optree.tree_leaves(args)
         return [leaves[k] for k in self.dynamic]
 
-    def value(self, *args):
-        """(loss, aux, gradient)."""
-        replay = self.program.replay()
+    def value(self, *args, turn=0):
+        """(loss, aux, gradient); that of turn 0 outlives a call with turn 1, and vice versa."""
+        replay = self.program.replay(turn)
         out = replay.run[0](*self._inputs(args))
         value, aux, g = optree.tree_unflatten(self.program.out_tree, out)
         return value, optree.tree_map(homes.own, aux), _whole(g, replay.vectors[0])

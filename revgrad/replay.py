@@ -49,6 +49,7 @@ class Replay:
     """
 
     def __init__(self, inputs, phases, outputs, *, borrow=False, together=()):
+        self.given, self.together = (inputs, phases, outputs), together
         self.names, self.space = {}, {}
         self.pool, self.raw = {}, {}  # free memory by size; memory in use by Var
         self.owned, self.fixed = set(), set()  # Vars with a buffer; and views of these
@@ -77,6 +78,19 @@ class Replay:
             if self.vectors[n] is not None and not self.owned.issuperset(outputs[k][s]):
                 self.vectors[n] = None
         self.graphs = graphs.made(self, inputs, outputs)
+
+    def twin(self, apart=None):
+        """Another replay of the same program that has its memory, but for the vectors.
+
+        apart: arrays in whose place, instead of the vectors, it has some of its own.
+        """
+        other = Replay(*self.given, borrow=self.borrow, together=self.together)
+        apart = {id(_memory(x)) for x in (self.vectors if apart is None else apart)}
+        for x in self.fixed:
+            mine = self.space[self.names[x]]
+            if id(_memory(mine)) not in apart:
+                other.space[other.names[x]] = mine
+        return other
 
     # Lifetimes.
 
@@ -339,6 +353,13 @@ def gather(x, indices, out):
         x.take(indices, 0, out, "clip")
     else:
         out[...] = x[indices]
+
+
+def _memory(x):
+    """What an array is a view of, at the bottom."""
+    while getattr(x, "base", None) is not None:
+        x = x.base
+    return x
 
 
 def _value(x):

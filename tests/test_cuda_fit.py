@@ -77,9 +77,12 @@ def fitted(put, name, f=loss, **options):
     return trained, state, dict(paths), paths.loss, np.array(report.watched)
 
 
+SUMS = {"numbers", "layers", "adagrad"}  # their slopes are, which the CPU adds up block by block
+
+
 @pytest.mark.parametrize("name", TOWERS)
 def test_fit_has_the_cpus_bits(cupy, name):
-    agree(cupy, lambda put: fitted(put, name))
+    agree(cupy, lambda put: fitted(put, name), bits=name not in SUMS)
 
 
 def test_hyper_on_the_device_learns_there(cupy):
@@ -106,7 +109,7 @@ def branching(params, hyper, batch):
 
 @pytest.mark.parametrize("name", ["numbers", "rtrl"])
 def test_what_cannot_be_recorded_is_fitted_all_the_same(cupy, name):
-    agree(cupy, lambda put: fitted(put, name, branching))
+    agree(cupy, lambda put: fitted(put, name, branching), bits=name not in SUMS)
 
 
 @pytest.mark.parametrize("name", ["numbers", "rtrl of rank two", "rtrl of hyper"])
@@ -145,7 +148,9 @@ def test_steps_are_recorded_on_the_device_too(cupy, name, monkeypatch):
     for kind in (recorded.Recorded, recorded.RecordedPair):
         plain = kind.__init__
         monkeypatch.setattr(
-            kind, "__init__", lambda self, *a, plain=plain: (made.append(self), plain(self, *a))[1]
+            kind,
+            "__init__",
+            lambda self, *a, plain=plain, **k: (made.append(self), plain(self, *a, **k))[1],
         )
     fitted(cupy.asarray, name)
     assert made and all(one.replays is not None for one in made)

@@ -67,16 +67,17 @@ def hypergradient(*args, **options):
     return (*([homes.to_host(x).tobytes() for x in optree.tree_leaves(y)] for y in found), report)
 
 
-def agree(cupy, run):
+def agree(cupy, run, bits=True):
     """Assert that run(put) gives the CPU's values: its bits where NumPy computes them all.
 
     On a device gradients are its own: float32 products, in another order, over a few steps.
+    bits: False where the CPU adds in an order of its own.
     """
     here, there = (optree.tree_leaves(run(put)) for put in (put_nowhere, cupy.asarray))
     assert len(here) == len(there)
     for x, y in zip(map(homes.to_host, here), map(homes.to_host, there), strict=True):
         assert x.dtype == y.dtype and x.shape == y.shape
-        if cupy.__version__ == "fake":
+        if bits and cupy.__version__ == "fake":
             assert x.tobytes() == y.tobytes()
         else:
             scale = np.max(np.abs(x[np.isfinite(x)]), initial=1e-2)

@@ -99,6 +99,7 @@ def test_hypergradients_of_every_level_are_difference_quotients(name):
         expected = slope @ direction
         assert abs(expected) > 1e-7, level
         assert (ahead - behind) / 2e-6 == pytest.approx(expected, rel=2e-3, abs=1e-8), level
+    assert all(level.pulled.run for level in tower.levels[:-1])  # none runs as it is
 
 
 @pytest.mark.parametrize("name", TOWERS)

@@ -34,11 +34,17 @@ cdef extern from "numpy/ufuncobject.h":
         void **data
         char *types
 
+cdef extern from "sums.h" nogil:
+    double dot_float(float *x, float *y, cnp.npy_intp n)
+    double dot_double(double *x, double *y, cnp.npy_intp n)
+    double total_float(float *x, cnp.npy_intp n)
+    double total_double(double *x, cnp.npy_intp n)
+
 cdef enum:
     MOST = 4  # operands of a ufunc in a chain: at most three in, one out
 
 cdef struct Step:
-    Loop loop
+    Loop loop  # NULL: the sum of the first operand, or of the product of two, into the last
     void *data
     int count
     int slots[MOST]
@@ -82,9 +88,11 @@ def _report(name, flags):
 cdef class Chain:
     """steps: (ufunc, loop index, slots of its operands); run in order on every block.
 
+    A step without a ufunc, (None, 0, slots), adds up the entries of an operand, or of the product
+    of two, into the slot that comes last. It is not NumPy's sum, and has other last bits.
     A slot is what an operand is: "array", contiguous, a block of it at a time; "tile", an array of
     a few entries repeated along the block; "scalar"; "constant", a scalar given once in `constants`
-    by slot; "scratch", a block of memory that stays here.
+    by slot; "scratch", a block of memory that stays here; "sum", a 0-d array of float64.
     size: entries of each array; block: entries at a time, a multiple of every tile's period.
     """
 
@@ -93,7 +101,7 @@ cdef class Chain:
     cdef cnp.npy_intp *advance
     cdef cnp.npy_intp *stride
     cdef cnp.npy_intp size, block
-    cdef int count, slots
+    cdef int count, slots, single
     cdef list kinds, memory, names
 
     def __cinit__(self, steps, kinds, constants, size, block, dtype):
@@ -106,21 +114,26 @@ cdef class Chain:
         self.stride = <cnp.npy_intp *>calloc(max(1, self.slots), sizeof(cnp.npy_intp))
         if not (self.steps and self.base and self.advance and self.stride):
             raise MemoryError()
-        self.names = [function.__name__ for function, *_ in steps]
+        self.single = itemsize == sizeof(float)
+        self.names = [getattr(function, "__name__", "sum") for function, *_ in steps]
         self.kinds, self.memory = list(kinds), [None] * self.slots
         for i, (function, index, slots) in enumerate(steps):
+            self.steps[i].count = len(slots)
+            for j in range(min(MOST, len(slots))):
+                self.steps[i].slots[j] = slots[j]
+            if function is None:
+                if not 2 <= len(slots) <= 3 or self.kinds[slots[len(slots) - 1]] != "sum":
+                    raise ValueError(f"no sum goes over {len(slots)} slots, {slots}.")
+                continue
             ufunc = <UFunc *><void *>function
             if not 0 <= index < ufunc.ntypes or ufunc.nargs != len(slots) or ufunc.nargs > MOST:
                 raise ValueError(f"{function} has no loop {index} on {len(slots)} operands.")
             self.steps[i].loop, self.steps[i].data = ufunc.functions[index], ufunc.data[index]
-            self.steps[i].count = ufunc.nargs
-            for j in range(ufunc.nargs):
-                self.steps[i].slots[j] = slots[j]
         for i, kind in enumerate(self.kinds):
             single = kind in ("scalar", "constant")
             self.stride[i] = 0 if single else itemsize
             self.advance[i] = itemsize if kind == "array" else 0
-            if kind != "array":
+            if kind not in ("array", "sum"):
                 self.memory[i] = np.full(1 if single else block, constants.get(i, 0), dtype)
                 self.base[i] = <char *>cnp.PyArray_DATA(self.memory[i])
 
@@ -131,7 +144,7 @@ cdef class Chain:
         free(self.stride)
 
     def __call__(self, *operands):
-        """Run on operands, one for each array, tile and scalar slot, in order."""
+        """Run on operands, one for each array, tile, scalar and sum slot, in order."""
         cdef int i, reported, k = 0
         cdef cnp.ndarray array
         cdef cnp.npy_intp period, at
@@ -143,7 +156,7 @@ cdef class Chain:
                 self.memory[i][0] = operands[k]
             else:
                 array = operands[k]
-                if kind == "array":
+                if kind == "array" or kind == "sum":
                     self.base[i] = <char *>cnp.PyArray_DATA(array)
                 else:
                     period, at = cnp.PyArray_NBYTES(array), 0
@@ -165,6 +178,8 @@ cdef class Chain:
         cdef int i, j, slot, reported = 0
         for i in range(self.count):
             self.steps[i].flags = 0
+            if self.steps[i].loop == NULL:
+                (<double *>self.base[self.steps[i].slots[self.steps[i].count - 1]])[0] = 0.0
         feclearexcept(REPORTED)
         while start < self.size:
             length = min(self.block, self.size - start)
@@ -173,10 +188,24 @@ cdef class Chain:
                     slot = self.steps[i].slots[j]
                     operands[j] = self.base[slot] + start * self.advance[slot]
                     strides[j] = self.stride[slot]
-                self.steps[i].loop(operands, &length, strides, self.steps[i].data)
+                if self.steps[i].loop == NULL:
+                    self._add(operands, self.steps[i].count, length)
+                else:
+                    self.steps[i].loop(operands, &length, strides, self.steps[i].data)
                 if fetestexcept(REPORTED):
                     reported = 1
                     self.steps[i].flags |= fetestexcept(REPORTED)
                     feclearexcept(REPORTED)
             start += length
         return reported
+
+    cdef void _add(self, char **operands, int count, cnp.npy_intp length) noexcept nogil:
+        cdef double *out = <double *>operands[count - 1]
+        if count == 3 and self.single:
+            out[0] += dot_float(<float *>operands[0], <float *>operands[1], length)
+        elif count == 3:
+            out[0] += dot_double(<double *>operands[0], <double *>operands[1], length)
+        elif self.single:
+            out[0] += total_float(<float *>operands[0], length)
+        else:
+            out[0] += total_double(<double *>operands[0], length)

@@ -115,8 +115,10 @@ class Fitting:
         return cls(run, values, optimizer, Gradient(run, values), bottom)
 
     def look(self, t):
-        """((loss, aux), flat g) at step t, which the next call overwrites."""
-        return self.gradient.value(self.leaves(), t)
+        """((loss, aux), flat g) at step t, overwritten by the next call, or that after a `pull`."""
+        if self.bottom.knobs is None or self.bottom.mode == "push":
+            return self.gradient.value(self.leaves(), t)
+        return self.gradient.value(self.leaves(), t, t % 2)
 
     def tuner(self):
         above = self.optimizer.tuned_by
@@ -191,8 +193,11 @@ def _look(fitting, tuner, paths, t, value, g, watched):
         raise _diverged(fitting, paths, t, f"the loss is {value}")
     if run.watch is not None:
         watched.append(watched_plainly(run, t, own(fitting.leaves())))
-    with np.errstate(all="ignore"):
-        tuner.look(t, g)
+    try:
+        with np.errstate(all="ignore"):
+            tuner.look(t, g)
+    except (ZeroDivisionError, OverflowError) as error:  # of Python's own floats
+        raise _diverged(fitting, paths, t, f"{type(error).__name__}: {error}") from error
 
 
 def _step(fitting, tuner, paths, t, g, aux):

@@ -11,6 +11,8 @@ from revgrad.state import Layout
 from revgrad.transforms import jvp
 from revgrad.tuning import domain_of, transform_of, tuned_names
 
+FEW = 8  # numbers up to which Python is faster than NumPy
+
 
 class Knobs:
     """What learns at one level: raw numbers in float64, in the layout of a tree by name.
@@ -62,9 +64,13 @@ class Knobs:
 
     def check(self, step):
         """Raises: LeftDomain where a number is outside its domain, or not finite."""
-        if ((self.raw >= self.low) & (self.raw <= self.high) & (np.abs(self.raw) < np.inf)).all():
-            return
+        if len(self.raw) <= FEW:
+            rows = zip(self.raw.tolist(), self.low.tolist(), self.high.tolist(), strict=True)
+            if all(low <= x <= high and x - x == 0 for x, low, high in rows):
+                return
         inside = (self.raw >= self.low) & (self.raw <= self.high) & np.isfinite(self.raw)
+        if inside.all():
+            return
         k = int(np.argmin(inside))
         name = next(name for name, slot in self.spans.items() if slot.start <= k < slot.stop)
         when = "at the start" if step is None else f"at step {step}"
@@ -81,10 +87,15 @@ class Knobs:
         """Name -> the hyperparameter: a Python float, or its leaves as arrays."""
         found = {}
         for name, slot in self.slots.items():
-            x = self.raw[slot]
+            if self.spreads[name].scalar and name not in self.maps:
+                found[name] = self.raw.item(slot.start)
+                continue
+            x, slope = self.raw[slot], 1.0
             if name in self.maps:
-                x, self.slopes[name] = self.maps[name](x)
-            found[name] = float(x[0]) if self.spreads[name].scalar else self.leaves(name, x)
+                x, slope = self.maps[name](x)
+            scalar = self.spreads[name].scalar
+            found[name] = x.item() if scalar else self.leaves(name, x)
+            self.slopes[name] = slope.item() if scalar else slope
         return found
 
     def leaves(self, name, x):
@@ -102,22 +113,15 @@ class Knobs:
             return value
         return homes.beside(spread.flat(value, 0, layout, dtype), layout.like)
 
-    def pull(self, ct_params, tangents):
-        """Cotangent of the raw numbers from one of the params, made entry by entry.
-
-        tangents: name -> that of the params where each entry's hyperparameter moves by 1, or None.
-        """
+    def pull(self, cotangents):
+        """Cotangent of the raw numbers. cotangents: name -> one as `flat` has it."""
         out = np.empty(self.layout.size)
         for name, slot in self.slots.items():
-            spread, tangent = self.spreads[name], tangents[name]
-            if tangent is None:
-                out[slot] = 0.0
-            elif spread.scalar:
-                out[slot] = homes.home(ct_params @ tangent)
+            ct, slope = cotangents[name], self.slopes.get(name, 1.0)
+            if self.spreads[name].scalar:
+                out[slot.start] = float(ct) * slope
             else:
-                out[slot] = self.collected(name, ct_params * tangent)
-            if name in self.maps:
-                out[slot] *= self.slopes[name]
+                out[slot] = self.collected(name, ct) * slope
         return out
 
     def collected(self, name, ct):

@@ -8,8 +8,9 @@ import numpy as np
 
 from revgrad._ext import homes
 from revgrad.online.knobs import Knobs
+from revgrad.online.lifting import Lifted
 from revgrad.online.recorded import Recorded, RecordedPair
-from revgrad.transforms import jvp
+from revgrad.transforms import jvp, vjp
 
 
 class Level:
@@ -37,7 +38,7 @@ class Level:
         self.now = knobs.values() if knobs else {}  # the values that learn, as last used
         self.fixed = {n: self._given(n, 0) for n in self.hyper if n not in self.tuned}
         self.moving = [n for n in self.fixed if not spreads[n].constant]
-        self.recorded, self.then, self.tangents = None, None, []
+        self.recorded, self.then, self.pulled, self.latest = None, None, None, None
 
     def _given(self, name, t):
         spread, values = self.spreads[name], self.values[name]
@@ -52,30 +53,30 @@ class Level:
         """Take step t: new variables in `state`; g, aux: flat."""
         for name in self.moving:
             self.fixed[name] = self._given(name, t)
+        first = [self.state[name] for name in self.names]
+        first += [g if name == "g" else aux for name in self.of_loss]
+        first.append(float(self.first_t + t + 1))
         if self.knobs:
             self.now = self.knobs.values()
-        knobs, dtype = self.knobs, self.dtype
-        hyper = {name: knobs.flat(name, x, dtype) for name, x in self.now.items()} | self.fixed
-        of_loss = {"g": g, "aux": aux}
-        first = [self.state[name] for name in self.names]
-        first += [of_loss[name] for name in self.of_loss]
-        first += [float(self.first_t + t + 1), *(hyper[name] for name in self.hyper)]
+            first += [self.knobs.flat(name, x, self.dtype) for name, x in self.now.items()]
+        first += self.fixed.values()
         if self.recorded is None:
             self.recorded = self._record(first)
         out = self.recorded(*first)
         if self.mode == "push":
             out, self.then = out
-        n = len(self.names)
-        self.state, self.tangents = dict(zip(self.names, out[:n], strict=True)), out[n:]
+        self.state, self.latest = dict(zip(self.names, out, strict=True)), (first, out)
 
     def pull(self, ct):
         """Cotangent of the raw knobs from one of the params after the latest step, both flat.
 
-        The step left a tangent for each hyperparameter, and this is a product with each. What it
-        found (older params, variables and gradients) counts as given: that is the
-        one-step derivative.
+        What the step found (older params, variables and the gradient, which must still be there)
+        counts as given: that is the one-step derivative.
         """
-        return self.knobs.pull(ct, dict(zip(self.tuned, self.tangents, strict=True)))
+        inputs, after = [*self.latest[0], ct], self.latest[1]
+        if self.pulled is None:
+            self.pulled = Lifted(self._pulled, inputs, after)
+        return self.knobs.pull(dict(zip(self.tuned, self.pulled(inputs, after), strict=True)))
 
     def push(self, tangents, g=None, knobs=None):
         """Tangents of the variables after the latest step, by name, as `tangents` are of before.
@@ -112,27 +113,16 @@ class Level:
 
     def _record(self, first):
         if self.mode == "pull":
-            return Recorded(self._with_tangents, first, len(self.names))
+            return Recorded(lambda *args: self._after(*self._apart(args)), first, turns=True)
         return RecordedPair(self._pushed, first, self._make_second)
 
-    def _with_tangents(self, *args):
-        """The variables after a step, and the params' tangent for each hyperparameter that learns.
-
-        Statements act entry by entry, so one tangent holds the derivative of every entry by its
-        own value of the hyperparameter, however that is spread.
-        """
+    def _pulled(self, *args):
+        """The variables after a step, and the cotangents of those that learn from the params'."""
+        *args, ct = args
         variables, of_loss, t, tuned, rest = self._apart(args)
-        tangents = []
-        for k, x in enumerate(tuned):
-
-            def params(now, k=k):
-                learns = [*tuned[:k], now, *tuned[k + 1 :]]
-                return self._after(variables, of_loss, t, learns, rest)[0]
-
-            one = 1.0 if self.spreads[self.tuned[k]].scalar else np.ones_like(x)
-            moves = self.layout_of(self.tuned[k]) is self.layout_of("params")
-            tangents.append(jvp(params, (x,), (one,))[1] if moves else None)
-        return [*self._after(variables, of_loss, t, tuned, rest), *tangents]
+        after = self._after(variables, of_loss, t, tuned, rest)
+        params = lambda *x: self._after(variables, of_loss, t, x, rest)[0]
+        return [*after, *vjp(params, *tuned)[1](ct)]
 
     def _pushed(self, *args):
         variables, of_loss, t, tuned, rest = self._apart(args)

@@ -1,29 +1,24 @@
 """Functions of lists of values, replayed, whose answers may be what they are asked next."""
 
 from revgrad.compiled import Entry, TwoPhase
-from revgrad.replay import Replay
 
 
 class Recorded:
     """f(*first) -> outputs, a list; recorded once, for values like these.
 
-    The first `turns` outputs lie in buffers that the call after next overwrites: two sets take
-    turns, so they may be inputs of the next call. The others are overwritten by that one already.
+    With `turns` outputs lie in buffers that the call after next overwrites: two sets take turns, so
+    they may be inputs of the next call. Else they are overwritten by that one already.
     A function that cannot be recorded runs as it is.
     """
 
-    def __init__(self, f, first, turns=None):
+    def __init__(self, f, first, turns=False):
         self.f, self.turn, self.replays = f, 0, None
         try:
             entry = Entry(lambda *boxes: (f(*boxes), None), first, borrow=True)
-            program = entry.program
-            parts = [program.inputs], [entry.fused], [program.outputs]
-            one, two = (Replay(*parts, borrow=True) for _ in range(2))
+            one = entry.replay()
         except Exception:  # whatever a statement may do that cannot be recorded
             return
-        for x in program.outputs[turns:] if turns is not None else ():
-            if x in one.owned:  # one buffer less to keep in cache
-                two.space[two.names[x]] = one.space[one.names[x]]
+        two = one.twin(_outputs(one, entry.program.outputs)) if turns else one
         self.replays = one.run[0], two.run[0]
 
     def __call__(self, *first):
@@ -36,22 +31,18 @@ class Recorded:
 class RecordedPair:
     """f(*first) -> (outputs, then) and then(*second) -> results, lists all; else as Recorded.
 
-    `then` belongs to the latest call, and its results are overwritten by the next one.
+    Outputs take turns. `then` belongs to the latest call, and its results are overwritten by the
+    next one.
     """
 
     def __init__(self, f, first, make_second):
         self.f, self.turn, self.replays = f, 0, None
         try:
-            parts = TwoPhase(f, first, make_second, borrow=True).parts
-            one, two = (Replay(*parts, borrow=True) for _ in range(2))
+            phases = TwoPhase(f, first, make_second, borrow=True)
+            one = phases.replay()
         except Exception:  # as above
             return
-        taken = {id(_memory(one.space[one.names[x]])) for x in parts[2][0] if x in one.fixed}
-        for x in one.fixed:
-            mine = one.space[one.names[x]]
-            if id(_memory(mine)) not in taken:  # one buffer less
-                two.space[two.names[x]] = mine
-        self.replays = one.run, two.run
+        self.replays = one.run, one.twin(_outputs(one, phases.parts[2][0])).run
 
     def __call__(self, *first):
         if self.replays is None:
@@ -61,8 +52,6 @@ class RecordedPair:
         return now(*first), then
 
 
-def _memory(x):
-    """What an array is a view of, at the bottom."""
-    while getattr(x, "base", None) is not None:
-        x = x.base
-    return x
+def _outputs(replay, outputs):
+    """The buffers that a replay's outputs lie in."""
+    return [replay.space[replay.names[x]] for x in outputs if x in replay.fixed]

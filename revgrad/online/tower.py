@@ -71,11 +71,10 @@ class Tower:
 
     def values(self):
         """Name -> the hyperparameter that the latest step used; tuned_by.name one level up."""
-        return {
-            "tuned_by." * k + name: x
-            for k, level in enumerate(self.levels[:-1])
-            for name, x in level.now.items()
-        }
+        found = dict(self.levels[0].now)
+        for k, level in enumerate(self.levels[1:-1], 1):
+            found |= {"tuned_by." * k + name: x for name, x in level.now.items()}
+        return found
 
     def parts(self):
         """Name -> flat vector: what `load` wants, between `look` and `move`."""
