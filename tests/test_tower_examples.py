@@ -37,15 +37,38 @@ def test_level_cost(tmp_path, mnist_dir):
 
 def test_resnet(tmp_path):
     found, values = run("resnet", tmp_path)
-    assert len(found["rows"]) == 6
-    tuned = values["2a, rate 0.1, momentum 0.9, tuned"]
+    name = "rate 0.1, momentum 0.9"
+    assert [*found["rows"]] == [name, f"{name}, tuned", "by hand"]
+    tuned = values[f"{name}, tuned"]
     assert tuned["learning_rate"] != 0.1 and tuned["momentum"] != 0.9
+    losses = values["by hand"]["loss of epochs"]  # a tenth of the rate is for the second half
+    assert losses[:2] == values[name]["loss of epochs"][:2]
 
 
 def test_characters(tmp_path):
     found, values = run("characters", tmp_path)
     assert all(1 < x < 5 for x in found.values())  # of 4 characters
-    assert values["0.01, tuned"]["learning_rate"] != 0.01
+    way = values["0.01, tuned, seed 0"]["way"]
+    assert len(way["step"]) == 30 and way["learning_rate"][0] == 0.01 != way["learning_rate"][-1]
+    more, values = run("characters", tmp_path, seeds=2)  # goes on from the record of one
+    assert values["perplexity of each seed"]["0.01, tuned"][0] == found["0.01, tuned"]
+    assert more["0.01, tuned"] != found["0.01, tuned"]
+
+
+def test_base_rates_deep(tmp_path):
+    found, values = run("base_rates_deep", tmp_path)
+    assert [len(rows) for rows in found["found"].values()] == [4, 4, 4]
+    sgd, adam = (found["found"][f"4d, LSTM, adam / {kind}"] for kind in ("sgd", "adam"))
+    assert sgd["0"] == adam["0"] and sgd["1"] != adam["1"]  # the plain ones are the same runs
+    assert values["4d, LSTM, adam, height 0, base rate 0.1"] == sgd["0"][1]
+
+
+def test_a_tower_that_diverges_counts_as_guessing():
+    deep = importlib.import_module("base_rates_deep")
+    problem = deep.Text(quick=True, hidden=8, length=10)
+    assert deep.perplexity_of(problem, deep.lstm_tower(1e30, 1, deep.sgd), 20) == problem.kinds
+    images = deep.Images.of_noise()
+    assert deep.error_of(images, deep.resnet_tower(1e30, 1), 5) == 90.0
 
 
 def test_slopes_of_the_lstm_are_difference_quotients():

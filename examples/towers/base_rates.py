@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from paper import Mnist, momentum, sgd
+from paper import Mnist, levels, momentum, sgd
 from pictures import by_height, figure
 from tqdm import tqdm
 
@@ -48,16 +48,7 @@ def sgd_tower(a, height):
     return sgd(a, sgd_tower(a, height - 1) if height else None)
 
 
-def momentum_tower(a, height):
-    """4b: the sizes above follow from a."""
-    sizes = [100 * a, a, a / 100] if a <= 1e-4 else [a / 1e3, a / 1e4, 1e-8]
-    above = None
-    for size in reversed(sizes[:height]):
-        above = sgd(size, above)
-    return momentum(a, 0.9, above)
-
-
-TOWERS = {"4a": sgd_tower, "4b": momentum_tower}
+TOWERS = {"4a": sgd_tower, "4b": lambda a, height: momentum(a, 0.9, levels(a, height))}
 
 
 def run(problem, optimizer, epochs):

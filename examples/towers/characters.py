@@ -1,4 +1,4 @@
-"""Figure 3 and 4d, reduced: an LSTM reads War and Peace while its Adam learns rate, b1 and b2.
+"""Figure 3, reduced: an LSTM reads War and Peace while its Adam learns rate, b1 and b2.
 
     python examples/towers/characters.py [--quick] [--full] [--folder docs/reproduction]
 
@@ -11,20 +11,21 @@ Source: Chandra et al. 2022, figure 3; sequences of 50, batch 50, embedding 64, 
 torch-rnn, to which the paper refers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import tyro
 from paper import RATE
-from pictures import figure, in_pairs
-from small_lstm import loss, params_of, text
+from pictures import RED, figure, in_pairs
+from small_lstm import Problem
 from tqdm import tqdm
 
 import revgrad as rg
+from revgrad import plots
 from revgrad.records import Record
 
-RATES, BATCH, LENGTH = (1e-4, 2e-3, 1e-2), 50, 50
+RATES = (1e-4, 2e-3, 1e-2)
 PAPER = {
     f"perplexity from rate {a:g}{how}": (x, f"perplexity/{a:g}{how}")
     for a, tuned, plain in ((1e-4, 6.51, 8.71), (2e-3, 5.41, 5.27), (1e-2, 5.45, 5.77))
@@ -39,6 +40,7 @@ class Settings:
     full: bool = False  # layers of 128 and 50,000 steps
     steps: int = 3_000
     hidden: int = 64
+    seeds: int | None = 1  # more may be asked for later
 
 
 def optimizer(rate, tuned):
@@ -50,46 +52,61 @@ def optimizer(rate, tuned):
     return rg.ClipByGlobalNorm(below, 5.0, tuned_by=rg.SGD(steps), tuned=tuple(how), transforms=how)
 
 
-def run(parts, params, made, steps):
-    """Perplexity on the test text, and what was learned; infinite where training diverged."""
-    batches = rg.minibatches(parts["train"], BATCH, seed=0)
+def run(problem, made, steps, seed, rows=200):
+    """Perplexity on the test text, and what was learned; that of guessing where it diverged."""
     try:
-        trained, paths = rg.fit(loss, params, made, batches, steps=steps)
+        trained, paths = problem.fit(made, steps, seed)
     except rg.NotFinite as error:
-        return {"perplexity": 1e9, "diverged at step": error.step}
-    test = np.array_split(parts["test"], max(1, len(parts["test"]) // 200))
-    return {
-        "perplexity": float(np.exp(np.mean([loss(trained, None, x) for x in test])))
-    } | paths.last
+        return {"perplexity": problem.kinds, "diverged at step": error.step}
+    kept = np.unique(np.linspace(0, len(paths.steps) - 1, rows).astype(int))
+    ways = {"step": paths.steps} | {name: paths[name] for name in paths}
+    found = {"perplexity": problem.perplexity(trained)} | paths.last
+    return found | {"way": {name: x[kept] for name, x in ways.items()}}
 
 
 def main(settings=None):
     settings = settings or Settings()
-    record = Record(settings.folder / "characters.json", settings)
-    numbers, kinds = text(settings.quick)
-    length, steps, hidden = LENGTH, settings.steps, settings.hidden
+    record = Record(settings.folder / "characters.json", replace(settings, seeds=None))
+    steps, hidden = (50_000, 128) if settings.full else (settings.steps, settings.hidden)
     if settings.quick:
-        length, steps, hidden = 10, 30, 8
-    if settings.full:
-        steps, hidden = 50_000, 128
-    rows = len(numbers) // (length + 1)
-    sequences = numbers[: rows * (length + 1)].reshape(rows, length + 1)
-    tenth = rows // 10  # the last for the test, the one before for validation, as torch-rnn has it
-    parts = {"train": sequences[: -2 * tenth], "test": sequences[-tenth:][:2_000]}
-    found = {}
-    for rate, tuned in tqdm([(a, b) for a in RATES for b in (False, True)], desc="LSTM"):
-        name = f"{rate:g}, {'tuned' if tuned else 'plain'}"
-        made = optimizer(rate, tuned)
-        start = params_of(0, kinds, hidden)
-        row = record.once(name, lambda made=made, start=start: run(parts, start, made, steps))
-        found[name] = row["perplexity"]
-    record["perplexity"] = found
+        steps, problem = 30, Problem(quick=True, hidden=8, length=10)
+    else:
+        problem = Problem(quick=False, hidden=hidden)
+    jobs = [(k, a, how) for k in range(settings.seeds) for a in RATES for how in ("plain", "tuned")]
+    found = {f"{a:g}, {how}": [] for _, a, how in jobs}
+    for seed, a, how in tqdm(jobs, desc="LSTM"):
+        name, made = f"{a:g}, {how}", optimizer(a, how == "tuned")
+        job = lambda made=made, seed=seed: run(problem, made, steps, seed)
+        found[name].append(record.once(f"{name}, seed {seed}", job)["perplexity"])
+    record["perplexity"] = mean = {name: float(np.mean(x)) for name, x in found.items()}
+    record["perplexity of each seed"] = found
     record.finish()
-    with figure(settings.folder / "characters.png") as (panel,):
-        plain, tuned = ([found[f"{a:g}, {how}"] for a in RATES] for how in ("plain", "tuned"))
+    ways = {a: record[f"{a:g}, tuned, seed 0"].get("way") for a in RATES}
+    draw(mean, ways, settings.folder / "characters.png")
+    return mean
+
+
+class Way(dict):
+    """Some rows of `Paths`, from a record."""
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.steps = self.pop("step")
+
+
+def draw(mean, ways, path):
+    with figure(path, 4, size=(13, 3.4)) as (left, *right):
+        plain, tuned = ([mean[f"{a:g}, {how}"] for a in RATES] for how in ("plain", "tuned"))
         words = {"xlabel": "first learning rate", "ylabel": "test perplexity"}
-        in_pairs(panel, RATES, plain, tuned, title="figure 3, reduced", **words)
-    return found
+        in_pairs(left, RATES, plain, tuned, title="figure 3, reduced", **words)
+        for k, (off, how) in enumerate(((-0.2, "plain"), (0.2, "tuned"))):
+            theirs = [PAPER[f"perplexity from rate {a:g}, {how}"][0] for a in RATES]
+            label = "the paper's, full size" if k else None
+            left.plot(np.arange(len(RATES)) + off, theirs, "x", color=RED, label=label)
+        for a, way in ways.items():
+            if way:
+                plots.hyperparameter_paths(Way(way), right, f"from {a:g}")
+        right[0].set_yscale("log")
 
 
 if __name__ == "__main__":

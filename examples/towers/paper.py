@@ -51,6 +51,15 @@ def adam(rate=0.001, by=None, b1=0.9, b2=0.999, alone=False):
     return rg.Adam(rate, b1, b2, initial_scale=1e-8, **tuned(by, names, **how))
 
 
+def levels(a, height, kind=sgd):
+    """Figures 4b-d: what is above a base rate of a, to a height; None for 0."""
+    sizes = [100 * a, a, a / 100] if a < 3e-4 else [a / 1e3, a / 1e4, 1e-8]
+    above = None
+    for size in reversed(sizes[:height]):
+        above = kind(size, above)
+    return above
+
+
 class Mnist:
     """784-128-10, tanh also on the outputs (as the paper's code has it and its numbers need)."""
 

@@ -1,18 +1,16 @@
-"""Figures 2a and 4c, reduced: a small ResNet on CIFAR-10 whose SGD learns its rate and momentum.
+"""Figure 2, reduced: a small ResNet on CIFAR-10 whose SGD learns its rate and momentum.
 
     python examples/towers/resnet.py [--quick] [--full] [--folder docs/reproduction]
 
-From good and bad first values of (rate, momentum), plain and tuned by one more SGD with a step of
-its own for each: rate^2 / 1000 for the rate, 1e-6 / (1 - momentum) for the momentum, times `gain`.
-The paper trains ResNet-20 on all images for 200 epochs, hours on a GPU for each of 18 runs, and
-moves by many small steps; here a ResNet-8 of width 8 sees few images, and `gain` is how many times
-fewer steps there are than in the paper. --full has the paper's sizes.
+2a: from good and bad first values of (rate, momentum), plain and tuned by one more SGD with a step
+of its own for each: rate^2 / 1000 for the rate, 1e-6 / (1 - momentum) for the momentum, times
+`gain`. 2b: from (0.1, 0.9), beside a rate that a hand divides by 10 after half and three quarters
+of the steps. The paper trains ResNet-20 on all images for 200 epochs (500 for 2b), hours on a GPU
+for each run, and moves by many small steps; here a ResNet-8 of width 8 sees few images, and `gain`
+is how many times fewer steps there are than in the paper. --full has the paper's sizes.
 
 Batch norm's statistics are averages that `rg.AuxAverage` keeps, as a statement of the optimizer.
-Figure 4e (ResNet-152, ImageNet weights, Caltech-256) is out of reach: the data and weights are not
-to be had here, and a CPU would take months.
-
-Source: Chandra et al. 2022, figures 2 and 4.
+Source: Chandra et al. 2022, figure 2.
 """
 
 from dataclasses import dataclass
@@ -21,118 +19,99 @@ from pathlib import Path
 import numpy as np
 import tyro
 from paper import RATE
-from pictures import by_height, figure, in_pairs
-from small_resnet import ResNet, cifar10, loss_of
+from pictures import BLUE, GREY, RED, figure, in_pairs
+from small_resnet import Problem, averaged
 from tqdm import tqdm
 
 import revgrad as rg
 from revgrad.records import Record
 
 PAPER_STEPS = 200 * 391
-PAPER = {}  # bars without numbers; the claim: every cell ties or improves
-CELLS = [(0.1, 0.9), (0.01, 0.9), (1.0, 0.9), (0.1, 0.09), (0.01, 0.09), (1.0, 0.99)]
+PAPER = {}  # bars and curves without numbers; the claim: every cell ties or improves
+CELLS = [(a, mu) for a in (0.01, 0.1, 1.0) for mu in (0.09, 0.9, 0.99)]
+GOOD = "rate 0.1, momentum 0.9"
 
 
 @dataclass
 class Settings:
     folder: Path = Path(".")  # where resnet.json and resnet.png go
     quick: bool = False  # a few steps on noise, for tests
-    full: bool = False  # ResNet-20 of width 16, all images, 200 epochs, all cells
-    images: int = 4_000
-    epochs: int = 8
+    full: bool = False  # ResNet-20 of width 16, all images, 200 epochs
+    images: int = 10_000
+    epochs: int = 6
 
 
 def optimizer(rate, mu, gain=None):
     below = rg.HeavyBall(rate, mu, weight_decay=1e-4)
     if gain is None:
-        return rg.AuxAverage(below, 0.9)
+        return averaged(below)
     steps = {RATE: gain * rate**2 * 1e-3, "momentum": gain * 1e-6 / (1 - mu)}
-    how = {RATE: "free", "momentum": "free"}
-    return rg.AuxAverage(
-        below, 0.9, tuned_by=rg.SGD(steps), tuned=(RATE, "momentum"), transforms=how
-    )
+    return averaged(below, rg.SGD(steps))
 
 
-def run(net, images, made, epochs):
-    (x, y), (test_x, test_y) = images
-    batches = rg.minibatches((x, y), min(128, len(x)), seed=0)
-    steps = epochs * batches.steps_per_epoch
+def by_hand(steps):
+    """2b's rate: 0.1, and a tenth of it after a half and after three quarters of the steps."""
+    tenths = np.array([0, 0, 1, 2])[np.arange(steps) * 4 // steps]
+    return rg.per_step(0.1 * 0.1**tenths)
+
+
+def run(problem, made, epochs):
+    """What training came to, and its way: the loss and rate of each epoch."""
     try:
-        with np.errstate(all="ignore"):
-            trained, paths, state = rg.fit(
-                loss_of(net), net.params(0), made, batches, steps=steps, has_aux=True,
-                return_state=True,
-            )  # fmt: skip
+        trained, paths, state = problem.fit(made, epochs * problem.batches.steps_per_epoch)
     except rg.NotFinite as error:
-        return {"accuracy": 10.0, "diverged at step": error.step}
-    unbiased = 1 - 0.9**steps
-    statistics = [(m / unbiased, v / unbiased) for m, v in state["aux_average"]]
-    guesses = [
-        np.argmax(net(trained, part, statistics)[0], 1) for part in np.array_split(test_x, 8)
-    ]
-    accuracy = 100 * np.mean(np.concatenate(guesses) == test_y)
-    return {"accuracy": accuracy, "loss": np.mean(paths.loss[-20:])} | paths.last
-
-
-def tower(rate, height):
-    """4c: SGDs above, whose sizes follow from the base rate."""
-    sizes = [100 * rate, rate, rate / 100] if rate <= 1e-4 else [rate / 1e3, rate / 1e4, 1e-8]
-    above = None
-    for size in reversed(sizes[:height]):
-        above = rg.SGD(size, **({"tuned_by": above, "transforms": {RATE: "free"}} if above else {}))
-    below, how = rg.HeavyBall(rate, 0.9, weight_decay=1e-4), {RATE: "free", "momentum": "free"}
-    if above is None:
-        return rg.AuxAverage(below, 0.9)
-    return rg.AuxAverage(below, 0.9, tuned_by=above, tuned=(RATE, "momentum"), transforms=how)
+        return {"accuracy": 10.0, "test loss": 1e9, "diverged at step": error.step}
+    found = problem.test(trained, state)
+    way = {"loss": paths.loss} | {k: paths[k] for k in paths}
+    each = {f"{k} of epochs": [x.mean() for x in np.array_split(v, epochs)] for k, v in way.items()}
+    return found | paths.last | each
 
 
 def main(settings=None):
     settings = settings or Settings()
     record = Record(settings.folder / "resnet.json", settings)
     if settings.quick:
-        rng = np.random.default_rng(0)
-        part = rng.standard_normal((64, 32, 32, 3)).astype(np.float32), rng.integers(0, 10, 64)
-        images, net, epochs, cells, bases = (part, part), ResNet(4), 3, CELLS[:1], [1e-3]
+        problem, epochs, cells = Problem.of_noise(), 3, [(0.1, 0.9)]
     elif settings.full:
-        images, net, epochs = cifar10(50_000, 10_000), ResNet(16, 3), 200
-        cells = [(a, m) for a in (0.01, 0.1, 1.0) for m in (0.09, 0.9, 0.99)]
-        bases = [10.0**k for k in range(-8, 2)]
+        problem, epochs, cells = Problem.cifar10(50_000, 10_000, width=16, blocks=3), 200, CELLS
     else:
-        images, net, epochs = cifar10(settings.images, 2_000), ResNet(), settings.epochs
-        cells, bases = CELLS, [1e-5, 1e-3, 1e-1]
-    steps = epochs * (len(images[0][0]) // min(128, len(images[0][0])))
-    gain = 1.0 if settings.full else PAPER_STEPS / steps
-    record["gain"] = gain
-    jobs = {f"2a, rate {a:g}, momentum {m:g}": (optimizer(a, m), epochs) for a, m in cells}
-    jobs |= {
-        f"{n}, tuned": (optimizer(a, m, gain), epochs)
-        for n, (a, m) in zip(jobs, cells, strict=True)
+        problem, epochs, cells = Problem.cifar10(settings.images, 5_000), settings.epochs, CELLS
+    steps = epochs * problem.batches.steps_per_epoch
+    gain = record["gain"] = PAPER_STEPS / steps
+    jobs = {}
+    for a, mu in cells:
+        name = f"rate {a:g}, momentum {mu:g}"
+        jobs |= {name: optimizer(a, mu), f"{name}, tuned": optimizer(a, mu, gain)}
+    jobs["by hand"] = optimizer(by_hand(steps), 0.9)
+    rows = {
+        name: record.once(name, lambda made=made: run(problem, made, epochs))
+        for name, made in tqdm(jobs.items(), desc="ResNet")
     }
-    jobs |= {
-        f"4c, rate {a:g}, height {h}": (tower(a, h), max(1, epochs // 2))
-        for a in bases
-        for h in range(4)
-    }
-    for name, (made, count) in tqdm(jobs.items(), desc="ResNet"):
-        record.once(name, lambda made=made, count=count: run(net, images, made, count))
-    rows = {name: record[name]["accuracy"] for name in jobs}
-    record["ties or improves"] = [
-        rows[f"{n}, tuned"] >= rows[n] - 1.0 for n in rows if f"{n}, tuned" in rows
-    ]
+    pairs = {n: (rows[n]["accuracy"], rows[f"{n}, tuned"]["accuracy"]) for n in [*rows][:-1:2]}
+    record["tuned more accurate by (points)"] = gains = {n: b - a for n, (a, b) in pairs.items()}
     record.finish()
-    draw(rows, bases, settings.folder / "resnet.png")
-    return {"rows": rows, "ties or improves": record["ties or improves"]}
+    draw(pairs, rows, settings.folder / "resnet.png")
+    return {"rows": rows, "gains": gains}
 
 
-def draw(rows, bases, path):
-    cells = [n for n in rows if f"{n}, tuned" in rows]
-    names = [n.removeprefix("2a, rate ").replace(", momentum ", "\n") for n in cells]
-    plain, tuned = [rows[n] for n in cells], [rows[f"{n}, tuned"] for n in cells]
-    towers = {h: [rows[f"4c, rate {a:g}, height {h}"] for a in bases] for h in range(4)}
-    with figure(path, 2) as (left, right):
-        words = {"xlabel": "first rate and momentum", "ylabel": "test accuracy (%)"}
+def draw(pairs, rows, path):
+    names = [n.removeprefix("rate ").replace(", momentum ", "\n") for n in pairs]
+    plain, tuned = zip(*pairs.values(), strict=True)
+    with figure(path, 3, size=(14, 3.8)) as (left, middle, right):
+        words = {"xlabel": "first rate, momentum", "ylabel": "test accuracy (%)"}
         in_pairs(left, names, plain, tuned, title="figure 2a, reduced", **words)
-        by_height(right, bases, towers, title="figure 4c, reduced")
+        ways = {"as given": (GOOD, GREY), "tuned": (f"{GOOD}, tuned", BLUE)}
+        for label, (name, colour) in (ways | {"by hand": ("by hand", RED)}).items():
+            losses = rows[name]["loss of epochs"]
+            said = f"{label}: test loss {rows[name]['test loss']:.2f}"
+            middle.plot(range(1, len(losses) + 1), losses, "o-", ms=4, color=colour, label=said)
+        middle.set(xlabel="epoch", ylabel="training loss", title="figure 2b, reduced")
+        for name in pairs:
+            rates = rows[f"{name}, tuned"].get(f"{RATE} of epochs", ())
+            colour = BLUE if name == GOOD else "0.6"
+            right.plot(range(1, len(rates) + 1), rates, "o-", ms=3, color=colour)
+        right.set(xlabel="epoch", ylabel="learned rate", title="from all nine first values")
+        right.set_yscale("symlog", linthresh=1e-2)
 
 
 if __name__ == "__main__":

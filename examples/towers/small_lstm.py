@@ -1,7 +1,8 @@
-"""A character model in NumPy, and the text that it reads."""
+"""A character model in NumPy, the text that it reads, and how it trains."""
 
 import numpy as np
 
+import revgrad as rg
 from revgrad import data, nn
 
 
@@ -38,3 +39,32 @@ def loss(params, _, batch):
         _, x = nn.scan(nn.lstm_cell, layer, (empty, empty), x)
     outputs = nn.dense(x, *params["out"])
     return nn.softmax_cross_entropy(outputs.reshape(-1, outputs.shape[-1]), following.reshape(-1))
+
+
+class Problem:
+    """Sequences to train and to test on, torch-rnn's way: the last tenth is for the test.
+
+    The tenth before it is for validation, and not used. Seeds choose the first params and the
+    order of the sequences.
+    """
+
+    def __init__(self, quick, hidden, length=50, batch=50, test=2_000):
+        numbers, self.kinds = text(quick)
+        count = len(numbers) // (length + 1)
+        rows = numbers[: count * (length + 1)].reshape(count, length + 1)
+        self.train, self.held_out = rows[: -2 * (count // 10)], rows[-(count // 10) :][:test]
+        self.hidden, self.batch = hidden, batch
+
+    def fit(self, made, steps, seed=0):
+        """(trained params, paths). Raises: NotFinite."""
+        batches = rg.minibatches(self.train, self.batch, seed)
+        with np.errstate(all="ignore"):
+            return rg.fit(
+                loss, params_of(seed, self.kinds, self.hidden), made, batches, steps=steps
+            )
+
+    def perplexity(self, params):
+        """On the test sequences; at most the number of characters, which is guessing."""
+        parts = np.array_split(self.held_out, max(1, len(self.held_out) // 200))
+        losses = [float(loss(params, None, part)) for part in parts]
+        return float(min(self.kinds, np.exp(min(np.mean(losses), 99.0))))

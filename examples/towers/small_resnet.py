@@ -1,10 +1,11 @@
-"""A residual network for CIFAR-10 in NumPy, and the images. Source: He et al. 2016."""
+"""A residual network in NumPy, CIFAR-10, and how one learns the other. Source: He et al. 2016."""
 
 import io
 import zipfile
 
 import numpy as np
 
+import revgrad as rg
 from revgrad import data, nn
 
 
@@ -76,3 +77,50 @@ def loss_of(net):
         return nn.softmax_cross_entropy(out, batch[1]), found
 
     return loss
+
+
+def averaged(below, above=None):
+    """An optimizer that also averages batch norm's statistics; `above` tunes rate and momentum."""
+    if above is None:
+        return rg.AuxAverage(below, 0.9)
+    how = {"learning_rate": "free", "momentum": "free"}
+    return rg.AuxAverage(below, 0.9, tuned_by=above, tuned=tuple(how), transforms=how)
+
+
+class Problem:
+    """A ResNet, and images to train and to test it on."""
+
+    def __init__(self, net, train, test, batch=128):
+        self.net, self.held_out = net, test
+        self.batches = rg.minibatches(train, min(batch, len(train[0])), seed=0)
+
+    @classmethod
+    def cifar10(cls, train, test, width=8, blocks=1):
+        return cls(ResNet(width, blocks), *cifar10(train, test))
+
+    @classmethod
+    def of_noise(cls):
+        rng = np.random.default_rng(0)
+        part = rng.standard_normal((64, 32, 32, 3)).astype(np.float32), rng.integers(0, 10, 64)
+        return cls(ResNet(4), part, part)
+
+    def fit(self, made, steps):
+        """(trained params, paths, state). Raises: NotFinite."""
+        with np.errstate(all="ignore"):
+            return rg.fit(
+                loss_of(self.net), self.net.params(0), made, self.batches, steps=steps,
+                has_aux=True, return_state=True,
+            )  # fmt: skip
+
+    def test(self, params, state):
+        """Accuracy in percent and loss on the test images; state as `fit` returns it."""
+        unbiased = 1 - 0.9 ** state["t"]
+        statistics = [(m / unbiased, v / unbiased) for m, v in state["aux_average"]]
+        right, losses = [], []
+        for k in range(0, len(self.held_out[1]), 500):
+            x, y = (part[k : k + 500] for part in self.held_out)
+            out = self.net(params, x, statistics)[0]
+            right.append(np.sum(np.argmax(out, 1) == y))
+            losses.append(len(y) * float(nn.softmax_cross_entropy(out, y)))
+        count = len(self.held_out[1])
+        return {"accuracy": 100 * sum(right) / count, "test loss": sum(losses) / count}
