@@ -41,7 +41,7 @@ class Settings:
     full: bool = False  # ResNet-20, 200 epochs; layers of 128, 50,000 steps; all step sizes
     images: int = 4_000
     image_steps: int = 62  # 2 epochs
-    text_steps: int = 300
+    text_steps: int = 200
 
 
 def resnet_tower(a, height):
@@ -83,7 +83,7 @@ def panels_of(settings):
     else:
         images, text = Images.cifar10(settings.images, 2_000), Text(quick=False, hidden=64)
         steps = settings.image_steps, settings.text_steps
-        rates = [decades(-5, 0), decades(-5, -1)]
+        rates = [decades(-4, 0), decades(-5, -1)]
     lstm = lambda kind: lambda a, height: lstm_tower(a, height, kind)
     return {
         "4c, ResNet, momentum / sgd": (error_of, images, steps[0], resnet_tower, rates[0]),
