@@ -89,7 +89,8 @@ cdef class Chain:
     """steps: (ufunc, loop index, slots of its operands); run in order on every block.
 
     A step without a ufunc, (None, 0, slots), adds up the entries of an operand, or of the product
-    of two, into the slot that comes last. It is not NumPy's sum, and has other last bits.
+    of two, into the slot that comes last. It is not NumPy's sum, and has other last bits; a chain
+    with such steps says nothing of overflow and the like either.
     A slot is what an operand is: "array", contiguous, a block of it at a time; "tile", an array of
     a few entries repeated along the block; "scalar"; "constant", a scalar given once in `constants`
     by slot; "scratch", a block of memory that stays here; "sum", a 0-d array of float64.
@@ -101,7 +102,7 @@ cdef class Chain:
     cdef cnp.npy_intp *advance
     cdef cnp.npy_intp *stride
     cdef cnp.npy_intp size, block
-    cdef int count, slots, single
+    cdef int count, slots, single, silent
     cdef list kinds, memory, names
 
     def __cinit__(self, steps, kinds, constants, size, block, dtype):
@@ -114,7 +115,7 @@ cdef class Chain:
         self.stride = <cnp.npy_intp *>calloc(max(1, self.slots), sizeof(cnp.npy_intp))
         if not (self.steps and self.base and self.advance and self.stride):
             raise MemoryError()
-        self.single = itemsize == sizeof(float)
+        self.single, self.silent = itemsize == sizeof(float), 0
         self.names = [getattr(function, "__name__", "sum") for function, *_ in steps]
         self.kinds, self.memory = list(kinds), [None] * self.slots
         for i, (function, index, slots) in enumerate(steps):
@@ -124,6 +125,7 @@ cdef class Chain:
             if function is None:
                 if not 2 <= len(slots) <= 3 or self.kinds[slots[len(slots) - 1]] != "sum":
                     raise ValueError(f"no sum goes over {len(slots)} slots, {slots}.")
+                self.silent = 1
                 continue
             ufunc = <UFunc *><void *>function
             if not 0 <= index < ufunc.ntypes or ufunc.nargs != len(slots) or ufunc.nargs > MOST:
@@ -192,7 +194,7 @@ cdef class Chain:
                     self._add(operands, self.steps[i].count, length)
                 else:
                     self.steps[i].loop(operands, &length, strides, self.steps[i].data)
-                if fetestexcept(REPORTED):
+                if not self.silent and fetestexcept(REPORTED):
                     reported = 1
                     self.steps[i].flags |= fetestexcept(REPORTED)
                     feclearexcept(REPORTED)

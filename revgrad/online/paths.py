@@ -33,9 +33,11 @@ class Paths(Mapping):
         for name, x in values.items():
             row |= {name: x} if type(x) is float else _several(name, x)
         row |= told or {}
-        missing = array("d", [nan]) * len(self.columns["step"])
-        for name in {**row, **self.columns}:
-            self.columns.setdefault(name, missing[:]).append(row.get(name, nan))
+        for name in row:
+            if name not in self.columns:
+                self.columns[name] = array("d", [nan]) * len(self.columns["step"])
+        for name, column in self.columns.items():
+            column.append(row.get(name, nan))
         if len(self.columns["step"]) > ROWS:
             self.every *= 2
             self.columns = {name: x[::2] for name, x in self.columns.items()}

@@ -47,18 +47,17 @@ class Tower:
         if self.first:
             return
         ct = self.slopes[0] = self.slope(t, g)
-        for k, level in enumerate(self.levels[1:-1], 1):
-            ct = self.slopes[k] = level.pull(ct)
+        for k in range(1, len(self.slopes)):
+            ct = self.slopes[k] = self.levels[k].pull(ct)
 
     def move(self, t):
         """Let every level above the bottom step. Raises: LeftDomain."""
         self.first = False
-        for level, below, slope in zip(
-            self.levels[:0:-1], self.levels[-2::-1], self.slopes[::-1], strict=True
-        ):
-            level.step(t, slope)
-            below.knobs.raw = level.state["params"]
-            below.knobs.check(t)
+        for k in range(len(self.slopes), 0, -1):
+            level, knobs = self.levels[k], self.levels[k - 1].knobs
+            level.step(t, self.slopes[k - 1])
+            knobs.raw = level.state["params"]
+            knobs.check(t)
 
     def follow(self, t):
         """Take note of the bottom's step t, just taken."""
