@@ -12,6 +12,7 @@ torch-rnn, to which the paper refers.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,10 @@ def optimizer(rate, tuned):
     return rg.ClipByGlobalNorm(below, 5.0, tuned_by=rg.SGD(steps), tuned=tuple(how), transforms=how)
 
 
-def run(problem, made, steps, seed, rows=200):
+def run(problem, made, steps, seed, save, rows=200):
     """Perplexity on the test text, and what was learned; that of guessing where it diverged."""
     try:
-        trained, paths = problem.fit(made, steps, seed)
+        trained, paths = problem.fit(made, steps, seed, save)
     except rg.NotFinite as error:
         return {"perplexity": problem.kinds, "diverged at step": error.step}
     kept = np.unique(np.linspace(0, len(paths.steps) - 1, rows).astype(int))
@@ -76,7 +77,7 @@ def main(settings=None):
     found = {f"{a:g}, {how}": [] for _, a, how in jobs}
     for seed, a, how in tqdm(jobs, desc="LSTM"):
         name, made = f"{a:g}, {how}", optimizer(a, how == "tuned")
-        job = lambda made=made, seed=seed: run(problem, made, steps, seed)
+        job = partial(run, problem, made, steps, seed, settings.folder / "characters.run")
         found[name].append(record.once(f"{name}, seed {seed}", job)["perplexity"])
     record["perplexity"] = mean = {name: float(np.mean(x)) for name, x in found.items()}
     record["perplexity of each seed"] = found

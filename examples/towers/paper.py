@@ -60,6 +60,17 @@ def levels(a, height, kind=sgd):
     return above
 
 
+def fit(*args, save=None, **options):
+    """rg.fit, gone on with where it was killed; a run that diverges leaves no file behind."""
+    try:
+        with np.errstate(all="ignore"):
+            return rg.fit(*args, save=save, **options)
+    except rg.NotFinite:
+        if save:
+            save.unlink(missing_ok=True)
+        raise
+
+
 class Mnist:
     """784-128-10, tanh also on the outputs (as the paper's code has it and its numbers need)."""
 

@@ -55,10 +55,10 @@ def by_hand(steps):
     return rg.per_step(0.1 * 0.1**tenths)
 
 
-def run(problem, made, epochs):
+def run(problem, made, epochs, save):
     """What training came to, and its way: the loss and rate of each epoch."""
     try:
-        trained, paths, state = problem.fit(made, epochs * problem.batches.steps_per_epoch)
+        trained, paths, state = problem.fit(made, epochs * problem.batches.steps_per_epoch, save)
     except rg.NotFinite as error:
         return {"accuracy": 10.0, "test loss": 1e9, "diverged at step": error.step}
     found = problem.test(trained, state)
@@ -83,8 +83,9 @@ def main(settings=None):
         name = f"rate {a:g}, momentum {mu:g}"
         jobs |= {name: optimizer(a, mu), f"{name}, tuned": optimizer(a, mu, gain)}
     jobs["by hand"] = optimizer(by_hand(steps), 0.9)
+    save = settings.folder / "resnet.run"
     rows = {
-        name: record.once(name, lambda made=made: run(problem, made, epochs))
+        name: record.once(name, lambda made=made: run(problem, made, epochs, save))
         for name, made in tqdm(jobs.items(), desc="ResNet")
     }
     pairs = {n: (rows[n]["accuracy"], rows[f"{n}, tuned"]["accuracy"]) for n in [*rows][:-1:2]}

@@ -1,6 +1,7 @@
 """A character model in NumPy, the text that it reads, and how it trains."""
 
 import numpy as np
+import paper
 
 import revgrad as rg
 from revgrad import data, nn
@@ -55,13 +56,11 @@ class Problem:
         self.train, self.held_out = rows[: -2 * (count // 10)], rows[-(count // 10) :][:test]
         self.hidden, self.batch = hidden, batch
 
-    def fit(self, made, steps, seed=0):
-        """(trained params, paths). Raises: NotFinite."""
+    def fit(self, made, steps, seed=0, save=None):
+        """(trained params, paths). save: as for rg.fit. Raises: NotFinite."""
+        start = loss, params_of(seed, self.kinds, self.hidden), made
         batches = rg.minibatches(self.train, self.batch, seed)
-        with np.errstate(all="ignore"):
-            return rg.fit(
-                loss, params_of(seed, self.kinds, self.hidden), made, batches, steps=steps
-            )
+        return paper.fit(*start, batches, steps=steps, save=save)
 
     def perplexity(self, params):
         """On the test sequences; at most the number of characters, which is guessing."""

@@ -4,6 +4,7 @@ import io
 import zipfile
 
 import numpy as np
+import paper
 
 import revgrad as rg
 from revgrad import data, nn
@@ -46,8 +47,7 @@ class ResNet:
             return {"w": w, "scale": np.ones(m, np.float32), "bias": np.zeros(m, np.float32)}
 
         blocks = [[conv(n, m), conv(m, m)] for n, m, _ in self.plan]
-        last = self.plan[-1][1]
-        dense = [nn.he_normal(rng, (last, 10)), np.zeros(10, np.float32)]
+        dense = [nn.he_normal(rng, (self.plan[-1][1], 10)), np.zeros(10, np.float32)]
         return {"first": conv(3, self.width), "blocks": blocks, "dense": dense}
 
     def __call__(self, params, x, statistics=None):
@@ -104,23 +104,17 @@ class Problem:
         part = rng.standard_normal((64, 32, 32, 3)).astype(np.float32), rng.integers(0, 10, 64)
         return cls(ResNet(4), part, part)
 
-    def fit(self, made, steps):
-        """(trained params, paths, state). Raises: NotFinite."""
-        with np.errstate(all="ignore"):
-            return rg.fit(
-                loss_of(self.net), self.net.params(0), made, self.batches, steps=steps,
-                has_aux=True, return_state=True,
-            )  # fmt: skip
+    def fit(self, made, steps, save=None):
+        """(trained params, paths, state). save: as for rg.fit. Raises: NotFinite."""
+        start = loss_of(self.net), self.net.params(0), made, self.batches
+        return paper.fit(*start, steps=steps, has_aux=True, return_state=True, save=save)
 
     def test(self, params, state):
         """Accuracy in percent and loss on the test images; state as `fit` returns it."""
         unbiased = 1 - 0.9 ** state["t"]
         statistics = [(m / unbiased, v / unbiased) for m, v in state["aux_average"]]
-        right, losses = [], []
-        for k in range(0, len(self.held_out[1]), 500):
-            x, y = (part[k : k + 500] for part in self.held_out)
-            out = self.net(params, x, statistics)[0]
-            right.append(np.sum(np.argmax(out, 1) == y))
-            losses.append(len(y) * float(nn.softmax_cross_entropy(out, y)))
-        count = len(self.held_out[1])
-        return {"accuracy": 100 * sum(right) / count, "test loss": sum(losses) / count}
+        images, labels = self.held_out
+        parts = np.array_split(images, -(-len(images) // 500))
+        out = np.concatenate([self.net(params, x, statistics)[0] for x in parts])
+        right, loss = np.argmax(out, 1) == labels, nn.softmax_cross_entropy(out, labels)
+        return {"accuracy": 100 * np.mean(right), "test loss": float(loss)}
