@@ -39,8 +39,8 @@ class Settings:
     quick: bool = False  # two step sizes, few steps, noise for images and text
     full: bool = False  # ResNet-20, 200 epochs; layers of 128, 50,000 steps; all step sizes
     images: int = 4_000
-    image_steps: int = 62  # 2 epochs
-    text_steps: int = 200
+    image_steps: int = 48
+    text_steps: int = 150
 
 
 def resnet_tower(a, height):
@@ -68,10 +68,6 @@ def perplexity_of(problem, made, steps, save=None):
         return problem.perplexity(problem.fit(made, steps, save=save)[0])
     except rg.NotFinite:
         return float(problem.kinds)
-
-
-def within(limit, rows):
-    return {h: sum(x < limit for x in values) for h, values in rows.items()}
 
 
 def panels_of(settings):
@@ -108,8 +104,11 @@ def main(settings=None):
         rows.append(record.once(f"{kind}, height {h}, base rate {a:g}", job))
     for name, rows in found.items():
         record[name] = {"base rates": panels[name][-1]} | rows
-    good = {name: within(1.25 * min(map(min, x.values())), x) for name, x in found.items()}
-    record["base rates within a quarter of the best"] = good
+    limits = {name: 1.25 * min(map(min, rows.values())) for name, rows in found.items()}
+    record["base rates within a quarter of the best"] = good = {
+        name: {h: sum(x < limits[name] for x in values) for h, values in rows.items()}
+        for name, rows in found.items()
+    }
     record.finish()
     with figure(settings.folder / "base_rates_deep.png", 3, size=(13, 3.6)) as drawn:
         for panel, (name, rows) in zip(drawn, found.items(), strict=True):
