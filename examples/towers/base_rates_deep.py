@@ -9,7 +9,7 @@ its figures 2 and 3; on the LSTM, Adam too. What diverges counts as guessing. Ne
 steps few; --full has the paper's sizes, for a GPU.
 
 Figure 4e (ResNet-152 with ImageNet's weights, tuned on Caltech-256) is out of reach: neither the
-weights nor the images are to be had here, and one epoch of it is weeks of a CPU core.
+weights nor the images come with this project, and an epoch takes a CPU core more than a day.
 
 Source: Chandra et al. 2022, figure 4. Its curves have no table. The claim: the more levels, the
 more base step sizes end well; and far too high a one diverges all the same.

@@ -5,7 +5,7 @@
 From first rates of 1e-4, 2e-3 and 1e-2, plain and tuned by an SGD with a step of its own for each:
 rate / 100 for the rate, 1e-4 and 2e-4 for b1 and b2 (on the raw numbers; beta = (tanh r + 1) / 2).
 The paper takes 50,000 steps with 2 layers of 128, an hour on a GPU; here it is --steps with layers
-of 64, so perplexities are higher, and their order is what is compared. --full: the paper's sizes.
+of 64, so it is their order that can be compared. --full: the paper's sizes.
 
 Source: Chandra et al. 2022, figure 3; sequences of 50, batch 50, embedding 64, clipping at 5 as in
 torch-rnn, to which the paper refers.
@@ -106,8 +106,7 @@ def draw(mean, ways, path):
             left.plot(np.arange(len(RATES)) + off, theirs, "x", color=RED, label=label)
         for a, way in ways.items():
             if way:
-                plots.hyperparameter_paths(Way(way), right, f"from {a:g}")
-        right[0].set_yscale("log")
+                plots.hyperparameter_paths(Way(way), right, f"from {a:g}", names=(RATE, "b1", "b2"))
 
 
 if __name__ == "__main__":
