@@ -1,15 +1,16 @@
 /* Sums of a block of entries, in LANES running sums that the compiler makes a vector of. */
 
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
-#define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__)
+#define ON_ANY __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
-#define FOR_EVERY_PROCESSOR
+#define ON_ANY
 #endif
 
 #define LANES 32
 
 #define SUMS_OF(type, name)                                                              \
-    FOR_EVERY_PROCESSOR static double dot_##name(const type *x, const type *y, npy_intp n) {                 \
+    ON_ANY static double dot_##name(const type *x, const type *y, npy_intp n) {          \
         type sums[LANES] = {0};                                                          \
         double all = 0.0;                                                                \
         npy_intp i = 0;                                                                  \
@@ -19,7 +20,7 @@
         for (int j = 0; j < LANES; j++) all += sums[j];                                  \
         return all;                                                                      \
     }                                                                                    \
-    FOR_EVERY_PROCESSOR static double total_##name(const type *x, npy_intp n) {                              \
+    ON_ANY static double total_##name(const type *x, npy_intp n) {                       \
         type sums[LANES] = {0};                                                          \
         double all = 0.0;                                                                \
         npy_intp i = 0;                                                                  \
