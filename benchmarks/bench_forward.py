@@ -8,7 +8,8 @@ and highest. The first table: H learning rates, each shared by as many steps ("s
 columns cost nothing before their first step: H is their mean number), or at once one for all or
 one per leaf.
 Budgets: 1 + 2 H plain runs on LeNet, 1 + 1.4 H on the MLP. Memory: bytes held for the columns, in
-copies of the params as float64; the budget is 3 per column for an optimizer with a velocity.
+copies of the params, float32 as they are; the budget is 3 per column for an optimizer with a
+velocity.
 
 The second: 7 rates on the paper's MLP (44,860 weights, batches of 200, float32). JAX: jacfwd of a
 scan, under jit. PyTorch: as in the paper's released code, one more reverse pass through the
@@ -179,7 +180,7 @@ def costs(name, count, at_once, steps, rounds):
         ratios.append(timed(rg.grad(f), rates) / plain)
     columns = problem.columns(count, at_once)
     rg.grad(f)(rates)
-    copies = problem.report.bytes_kept / (8 * problem.report.weights * count)
+    copies = problem.report.bytes_kept / (4 * problem.report.weights * count)
     budget, per = 1 + BUDGET[name] * columns, (np.array(ratios) - 1) / columns
     kind = "at once" if at_once else "shared"
     print(f"| {name} | {count} {kind} | {columns:.1f} | {spread(ratios)} | {budget:.1f} "

@@ -147,7 +147,8 @@ class Forward:
     is given, not with the steps: per number a product with the Hessian at each step, and the size
     of the state. Numbers of a `per_step` cost nothing before their first step. In forward mode
     (jvp, jacfwd) it carries the one direction. More tangents than fit in `memory` are refused. Any
-    optimizer, any real factor; without the options below equal to the others up to rounding.
+    optimizer, any real factor; without the options below equal to the others up to rounding, that
+    of float32 where all params are float32, as their tangents then are too; else of float64.
 
     The options are those of Micaelli and Storkey 2021, *Gradient-based Hyperparameter Optimization
     over Long Horizons* (FDS), whose Z are the tangents of the params (their eq. 5 to 7 and

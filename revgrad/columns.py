@@ -53,10 +53,10 @@ class Columns:
         """How many columns matter at step t: the first ones."""
         return int(np.searchsorted(self.first, t, side="right"))
 
-    def hyper_at(self, t, every, now):
-        """Tangents of the loss's hyper leaves at step t, of the first `now` columns, or None."""
+    def hyper_at(self, t, every, part):
+        """Tangents of the loss's hyper leaves at step t, of a slice of the columns, or None."""
         pairs = zip(self.hyper, every, strict=True)
-        return [x if x is None else x[:now] if e is None else x[:now, t // e] for x, e in pairs]
+        return [x if x is None else x[part] if e is None else x[part, t // e] for x, e in pairs]
 
     def optimizer_at(self, name, spread, t, layout, lo, hi):
         """Tangents of an optimizer hyperparameter at step t: (columns,) or (columns, weights).

@@ -16,8 +16,9 @@ from revgrad.record import Program, Record, Var, forget, simplify
 from revgrad.replay import Replay
 from revgrad.rules.row import shape_of
 
-AT_ONCE = 64  # lanes, at most
-IN_CACHE = 2**20  # bytes that the largest value of the second phase may take, all lanes together
+WIDTHS = 1, 4, 16, 64  # how many lanes a program may be recorded for
+AT_ONCE = WIDTHS[-1]
+IN_CACHE = 2**18  # bytes that the largest value of the second phase may take, all lanes together
 
 
 class Lanes:
@@ -110,12 +111,12 @@ def _reads(instructions):
 
 
 def _widths(instructions, count):
-    """1, 4, 16, 64 lanes: as many as are asked for, and as fit the cache."""
+    """Those of WIDTHS that are asked for, and fit the cache."""
     sizes = [getattr(v.value, "nbytes", 8) for i in instructions for v in i.outputs]
     if any(len(i.outputs) > 1 for i in instructions):
         return [1]
     most = min(AT_ONCE, count, IN_CACHE // max(1, *sizes, 8))
-    return [k for k in (1, 4, 16, AT_ONCE) if k <= max(1, most)]
+    return [k for k in WIDTHS if k <= max(1, most)]
 
 
 def _across(count, places, inputs, instructions, outputs):

@@ -23,7 +23,7 @@ class Statements:
 
     def __init__(self, adjoint, program, columns):
         self.program, self.run, self.columns = program, program.run, columns
-        self.list, self.clip = program.statements, None
+        self.list, self.clip, self.dtype = program.statements, None, program.run.layout.dtype
         if adjoint.transposed_clip:
             self.list, self.clip = self.run.optimizer.optimizer.statements, "max_delta"
             if self.clip in columns.optimizer:
@@ -40,29 +40,43 @@ class Statements:
             return rows
         return rows * (np.abs(g) <= self._given(self.clip, t))
 
-    def step(self, state, t, answer, tangents, of_loss, now):
-        """Take step t of a known ((loss, aux), g), and push the first `now` columns through it.
+    def take(self, state, t, answer, now):
+        """Take step t of a known ((loss, aux), g); returns what pushes columns through it.
 
-        tangents: rows by variable, changed in place; of_loss: those of what is of the loss.
+        That is follow(tangents, of_loss, part): rows by variable, changed in place, and those of
+        what is of the loss, of a slice of the first `now` columns.
         """
         groups = self.columns.groups(t, self.run.spreads, now)
         for *_, names in groups:
             if names not in self.recorded:
-                self.recorded[names] = self._record(names, state, t, answer, of_loss)
+                self.recorded[names] = self._record(names, state, t, answer)
         pushes = [self.recorded[names] for *_, names in groups]
         if any(push is None for push in pushes):
             _, points, _ = self.program.advance_pointwise(state, t, answer)
-            push_points(self.program, points, t, tangents, self.columns, of_loss, now)
-            return
+            return lambda *rows: push_points(self.program, points, t, self.columns, *rows)
         values = self._take(state, t, answer, set().union(*(push.needed for push in pushes)))
-        for (lo, hi, names), push in zip(groups, pushes, strict=True):
-            rows = {k: x[lo:hi] for k, x in (tangents | of_loss).items()}
-            rows |= {name: self._of_hyper(name, t, lo, hi) for name in names}
-            push.push(values, rows, hi - lo)
+        for push in set(pushes):
+            push.start(values)
+
+        def follow(tangents, of_loss, part):
+            for (lo, hi, names), push in zip(groups, pushes, strict=True):
+                lo, hi = max(lo, part.start), min(hi, part.stop)
+                if lo < hi:
+                    here = slice(lo - part.start, hi - part.start)
+                    rows = {k: x[here] for k, x in (tangents | of_loss).items()}
+                    rows |= {name: self._of_hyper(name, t, lo, hi) for name in names}
+                    push.push(rows, hi - lo)
+
+        return follow
 
     def _of_hyper(self, name, t, lo, hi):
         spread, layout = self.run.spreads[name], self.run.layout_of(name)
-        return self.columns.optimizer_at(name, spread, t, layout, lo, hi)
+        rows = self.columns.optimizer_at(name, spread, t, layout, lo, hi)
+        return rows.astype(self.dtype, copy=False)
+
+    def _read(self, x):
+        """A value as the programs take it: vectors like the tangents, numbers double throughout."""
+        return x.astype(self.dtype, copy=False) if np.ndim(x) else float(homes.home(x))
 
     def _given(self, name, t):
         """A hyperparameter at step t: a number, or a vector where the weights are."""
@@ -94,11 +108,12 @@ class Statements:
         values = {key: self._value(key, state, t, answer) for key in needed if key[0] != "after"}
         if "between" in kinds:
             _, points, _ = self.program.advance_pointwise(state, t, answer)
-            values |= {key: _of_point(points, *key[1:]) for key in needed if key[0] == "between"}
+            found = {key: _of_point(points, *key[1:]) for key in needed if key[0] == "between"}
+            values |= {key: self._read(x) for key, x in found.items()}
         else:
             self.program.advance(state, t, answer)
         return values | {
-            key: state.variables[key[1]].decode() for key in needed if key[0] == "after"
+            key: state.variables[key[1]].decode(self.dtype) for key in needed if key[0] == "after"
         }
 
     def _value(self, key, state, t, answer):
@@ -107,14 +122,13 @@ class Statements:
         if kind == "factor":
             s, schedule = self.list[name], self.program.schedule
             reads = schedule.factor_reads(s, t)  # on the host
-            return self._beside(schedule.factor(s, reads, t)[1], s.target)
+            return self._read(self._beside(schedule.factor(s, reads, t)[1], s.target))
+        if kind in ("before", "after", "between"):
+            return state.variables[name].decode(self.dtype)
         if kind == "step":
-            return np.float64(self.run.first_t + t + 1)
-        if kind == "hyper":
-            return self._given(name, t)
-        if kind == "of loss":
-            return self._of_loss(name, t, answer)
-        return state.variables[name].decode()
+            return float(self.run.first_t + t + 1)
+        found = self._given(name, t) if kind == "hyper" else self._of_loss(name, t, answer)
+        return self._read(found)
 
     def _of_loss(self, name, t, answer):
         (_, aux), g = answer
@@ -130,15 +144,18 @@ class Statements:
 
     # Recording.
 
-    def _record(self, names, state, t, answer, of_loss):
+    def _record(self, names, state, t, answer):
         """The StatementPush for these moving hyperparameters, or None where there is none."""
         keys = {key for found in self.sources for key in found.values()}
         keys |= {("factor", k) for k, s in enumerate(self.list) if isinstance(s, Scale)}
         values = {key: self._value(key, state, t, answer) for key in sorted(keys, key=repr)}
         read = {name for s in self.list for name in s.reads}
-        tangents = {k: np.ones_like(x.values, np.float64) for k, x in state.variables.items()}
-        tangents |= {k: np.ones_like(x[0]) for k, x in of_loss.items() if k in read}
-        tangents |= {k: self._of_hyper(k, t, 0, 1)[0] for k in sorted(names)}
+        likes = {k: x.values for k, x in state.variables.items()}
+        likes |= {"g": answer[1]} if "g" in read else {}
+        likes |= {"aux": self.run.flat_aux(answer[0][1])} if "aux" in read else {}
+        tangents = {k: np.ones_like(x, self.dtype) for k, x in likes.items()}
+        tangents |= {"g_norm": 1.0} if "g_norm" in read else {}
+        tangents |= {k: _row(self._of_hyper(k, t, 0, 1), 0) for k in sorted(names)}
         count = len(self.columns.first)
         try:
             return StatementPush(self.list, self.sources, values, tangents, count)
@@ -146,6 +163,11 @@ class Statements:
             if self.clip is not None:
                 raise
             return None
+
+
+def _row(rows, k):
+    """A row; of a vector a Python number, which leaves the dtype of what it meets alone."""
+    return rows[k] if rows.ndim > 1 else float(homes.home(rows[k]))
 
 
 def _of_point(points, k, name):
@@ -181,12 +203,18 @@ class StatementPush:
         self.lanes = Lanes(both, list(values.values()), examples, count, replaces=replaces)
         self.needed = {k for k, used in zip(self.keys, self.lanes.needed, strict=True) if used}
 
-    def push(self, values, tangents, count):
-        """Push `count` rows of tangents, {name: rows}; those of the variables change in place."""
+    def start(self, values):
+        """Make ready for a step whose values, by key, are these."""
         self.lanes.start([values.get(key) for key in self.keys])
+
+    def push(self, tangents, count):
+        """Push `count` rows of tangents, {name: rows}; those of the variables change in place."""
         for part in self.lanes.chunks(0, count):
             width = part.stop - part.start
-            rows = {k: tangents[k][part if width > 1 else part.start] for k in self.moving}
+            if width > 1:
+                rows = {k: tangents[k][part] for k in self.moving}
+            else:
+                rows = {k: _row(tangents[k], part.start) for k in self.moving}
             self.lanes.push_into(width, rows.values(), [rows[k] for k in self.targets])
 
 
@@ -215,25 +243,25 @@ def _through(function, reads, moving):
 # Without a recording.
 
 
-def push_points(program, points, t, tangents, columns, of_loss, now):
-    """Push the first `now` columns through the statements of a step, in place, on the tape."""
+def push_points(program, points, t, columns, tangents, of_loss, part):
+    """Push a slice of the columns through the statements of a step, in place, on the tape."""
     run, known = program.run, dict(of_loss)
     if "g_norm" in known:
         known["g_norm"] = known["g_norm"][:, None]
 
     def tangent(name):
         if name in tangents:
-            return tangents[name][:now]
+            return tangents[name]
         if name not in known:
             known[name] = None
             if name in columns.optimizer:
                 spread, layout = run.spreads[name], run.layout_of(name)
-                found = columns.optimizer_at(name, spread, t, layout, 0, now)
+                found = columns.optimizer_at(name, spread, t, layout, part.start, part.stop)
                 known[name] = found if found.ndim > 1 else found[:, None]
         return known[name]
 
     for point in points:
-        s, target = point.statement, tangents[point.statement.target][:now]
+        s, target = point.statement, tangents[point.statement.target]
         if isinstance(s, Scale):
             t_factor = None
             if not s.literal:

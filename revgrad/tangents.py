@@ -1,8 +1,9 @@
 """Training with tangents that ride along: the way of `Forward`.
 
 Each statement, and the gradient, is pushed forward through for all columns. Nothing is stored, and
-nothing undone. Tangents are rows of one float64 block per variable, (columns, weights), and of one
-for the gradient.
+nothing undone. Tangents are rows of one block per variable, (columns, weights), in the dtype of the
+params: float32 where the gradient is. Those of the gradient are used up at once, a few columns at a
+time, which then are in cache for the statements.
 """
 
 from time import perf_counter
@@ -11,6 +12,7 @@ import numpy as np
 
 from revgrad._ext import homes
 from revgrad.errors import NotFinite
+from revgrad.lanes import IN_CACHE, WIDTHS
 from revgrad.memories import every_so_often
 from revgrad.program import Program
 from revgrad.resume import Log
@@ -68,13 +70,17 @@ class Ride:
     def __init__(self, adjoint, program, columns):
         self.adjoint, self.program, self.run, self.columns = adjoint, program, program.run, columns
         run, total = program.run, len(columns.first)
+        self.dtype = run.layout.dtype
         self.tangents = {
-            name: _flat_rows(run.layout_of(name), leaves, total)
+            name: _flat_rows(run.layout_of(name), leaves, total, self.dtype)
             for name, leaves in [("params", columns.params)]
             + [(name, columns.warm.get(name)) for name in run.optimizer.variables]
         }
         self.moving = tuple(k for k, x in enumerate(columns.hyper) if x is not None)
-        self.of_g = homes.empty_beside((total, run.layout.size), np.float64, run.layout.like)
+        fit = IN_CACHE // max(1, self.dtype.itemsize * run.layout.size)
+        self.at_once = max([k for k in WIDTHS if k <= fit], default=1)
+        shape = min(total, self.at_once), run.layout.size
+        self.of_g = homes.empty_beside(shape, self.dtype, run.layout.like)
         self.slopes = np.zeros((total, run.steps if run.watch_moves else 0))
         self.used = np.zeros(run.steps, bool)
         self.statements = Statements(adjoint, program, columns)
@@ -89,7 +95,8 @@ class Ride:
         leaves = self.run.layout.leaves(state.variables["params"])
         if self.run.watch_moves:
             _, slope = watch_slope(self.run, t, leaves)
-            self.slopes[:, t] = homes.home(self.tangents["params"] @ self.run.layout.join(slope))
+            found = along(self.tangents["params"], self.run.layout.join(slope))
+            self.slopes[:, t] = homes.home(found)
         return watched_plainly(self.run, t, leaves)
 
     def step(self, state, t, first):
@@ -98,37 +105,46 @@ class Ride:
         self.used[t] = not self.adjoint.skips(t)
         if not (now and self.used[t]):
             return self.program.advance(state, t, first)
+        program = self.program
         with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
-            answer, of_loss = self._through_gradient(state, t, now)
-            self.statements.step(state, t, answer, self.tangents, of_loss, now)
-            self._check_finite(state, now, t)
+            leaves = program.decode(state.variables["params"])
+            linear = program.gradient.with_push(leaves, t, self.moving, len(self.columns.first))
+            answer, push = linear
+            follow = self.statements.take(state, t, answer, now)
+            for lo in range(0, now, self.at_once):
+                part = slice(lo, min(now, lo + self.at_once))
+                rows = {name: x[part] for name, x in self.tangents.items()}
+                follow(rows, self._through_gradient(leaves, t, answer[1], push, part), part)
+                self._check_finite(state, rows, t)
         return answer[0]
 
-    def _through_gradient(self, state, t, now):
-        """((loss, aux), g) of step t, and tangents of what is of the loss, rows by name."""
-        program, adjoint, rows = self.program, self.adjoint, self.tangents["params"][:now]
-        leaves = program.decode(state.variables["params"])
-        of_hyper = self.columns.hyper_at(t, self.run.hyper_every, now)
-        answer, push = program.gradient.with_push(leaves, t, self.moving, len(self.columns.first))
-        of_loss = {"g": self.of_g[:now]}
+    def _through_gradient(self, leaves, t, g, push, part):
+        """Tangents of what is of the loss at step t, rows by name; leaves: at its start."""
+        adjoint, rows = self.adjoint, self.tangents["params"][part]
+        of_hyper = self.columns.hyper_at(t, self.run.hyper_every, part)
+        of_g = self.of_g[: len(rows)]
         if adjoint.first_order and not self.moving:
-            of_loss["g"][...] = 0
+            of_g[...] = 0
         else:
-            directions = self.statements.directions(rows, answer[1], t)
-            push(np.zeros_like(rows) if adjoint.first_order else directions, of_hyper, of_loss["g"])
+            directions = self.statements.directions(rows, g, t)
+            push(np.zeros_like(rows) if adjoint.first_order else directions, of_hyper, of_g)
         if adjoint.clip_products is not None:
-            np.clip(of_loss["g"], -adjoint.clip_products, adjoint.clip_products, of_loss["g"])
+            np.clip(of_g, -adjoint.clip_products, adjoint.clip_products, of_g)
+        of_loss = {"g": of_g}
         if self.run.aux_layout is not None:
-            of_loss["aux"] = program.gradient.push_aux(leaves, t, rows, of_hyper)
+            of_aux = self.program.gradient.push_aux(leaves, t, rows, of_hyper)
+            of_loss["aux"] = of_aux.astype(self.dtype, copy=False)
         if "g_norm" in self.run.optimizer.reads:
-            g = answer[1].astype(np.float64)
+            g = g.astype(np.float64)
             norm = global_norm([g])
-            of_loss["g_norm"] = of_loss["g"] @ (g / norm if norm else 0 * g)
-        return answer, of_loss
+            of_norm = along(of_g, g / norm if norm else 0 * g)
+            of_loss["g_norm"] = of_norm.astype(self.dtype, copy=False)
+        return of_loss
 
     def arrays(self):
         """All that changes but the state, float64 by name, for a save file."""
-        return self.tangents | {".watched": self.slopes, ".used": self.used.astype(np.float64)}
+        wide = {name: x.astype(np.float64, copy=False) for name, x in self.tangents.items()}
+        return wide | {".watched": self.slopes, ".used": self.used.astype(np.float64)}
 
     def take_up(self, arrays):
         """Go on with what `arrays` gave, flat."""
@@ -148,9 +164,9 @@ class Ride:
         for x in (*self.tangents.values(), self.slopes):
             x /= homes.beside(many, x)
 
-    def _check_finite(self, state, now, t):
-        for name, rows in self.tangents.items():
-            flat = rows[:now].ravel()
+    def _check_finite(self, state, tangents, t):
+        for name, rows in tangents.items():
+            flat = rows.ravel()
             if not np.isfinite(flat @ flat) and not np.all(np.isfinite(flat)):
                 self.program.settle(state)  # what is wrong with the state is said first
                 bad = int(np.argmin(np.all(np.isfinite(rows), 0)))
@@ -164,9 +180,15 @@ class Ride:
                 )
 
 
-def _flat_rows(layout, leaves, total):
+def along(rows, ct):
+    """The products of each row with a cotangent, summed in float64."""
+    found = [row.astype(np.float64, copy=False) @ ct for row in rows]
+    return np.stack(found) if found else np.zeros(0)
+
+
+def _flat_rows(layout, leaves, total, dtype):
     """(total, weights) from a list of leaves' tangents, of which any may be missing."""
-    rows = homes.zeros_beside((total, layout.size), np.float64, layout.like)
+    rows = homes.zeros_beside((total, layout.size), dtype, layout.like)
     for lo, hi, x in zip(layout.ends, layout.ends[1:], leaves or (), strict=False):
         if x is not None:
             rows[:, lo:hi] = homes.beside(x, rows).reshape(total, hi - lo)

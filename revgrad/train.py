@@ -22,7 +22,7 @@ from revgrad.state import Cotangents, FixedPoint, Values
 from revgrad.statements import Optimizer
 from revgrad.step import wide
 from revgrad.sweeps import backwards, forwards
-from revgrad.tangents import ride_along
+from revgrad.tangents import along, ride_along
 from revgrad.tape import Box, Primitive, Push
 from revgrad.transforms import in_kind
 from revgrad.unrolled import unroll
@@ -263,7 +263,7 @@ def _stage_forward(wanted, flat, run, adjoint, treedef):
         variables, ct_watched = _read_cotangents(run, cts, watched)
         if log:
             log.remove()
-        found = homes.home(sum(rows[name] @ ct for name, ct in variables.items()))
+        found = homes.home(sum(along(rows[name], ct) for name, ct in variables.items()))
         if ct_watched is not None:
             found = found + slopes @ homes.home(ct_watched)
         parts = scatter(found, order, flat, wanted)
@@ -282,7 +282,8 @@ def _every(run):
 
 
 def _check_room(adjoint, run, total):
-    each = 8 * run.layout.size * (1 + len(run.optimizer.variables)) + 8 * total
+    many = run.layout.size * (1 + len(run.optimizer.variables))
+    each = run.layout.dtype.itemsize * many + 8 * total
     if each * total > bytes_of(adjoint.memory):
         raise ValueError(
             f"{adjoint!r} would carry {total} tangents, one per traced number, of {each} bytes "

@@ -151,9 +151,9 @@ def lenet(params, _, batch):
     return nn.softmax_cross_entropy(np.reshape(x, (len(x), -1)) @ params["out"], labels)
 
 
-def lenet_hyperloss(adjoint, count, steps=24):
+def lenet_hyperloss(adjoint, count, steps=24, dtype=np.float64, report=None):
     rng = np.random.default_rng(1)
-    draw = lambda *shape: 0.3 * rng.standard_normal(shape)
+    draw = lambda *shape: (0.3 * rng.standard_normal(shape)).astype(dtype)
     params = {"kernel": draw(3, 3, 1, 4), "bias": draw(4), "out": draw(36, 5)}
     images = draw(30, 8, 8, 1), rng.integers(0, 5, 30)
     rates = 0.1 + 0.01 * np.arange(count)
@@ -161,8 +161,9 @@ def lenet_hyperloss(adjoint, count, steps=24):
     def hyperloss(rates):
         optimizer = rg.Momentum(rg.per_step(rates, every=steps // count), 0.5)
         trained = rg.train(
-            lenet, params, optimizer, rg.minibatches(images, 10, 0), steps=steps, adjoint=adjoint
-        )
+            lenet, params, optimizer, rg.minibatches(images, 10, 0), steps=steps, adjoint=adjoint,
+            report=report,
+        )  # fmt: skip
         return lenet(trained, None, images)
 
     return rg.value_and_grad(hyperloss)(rates)
@@ -175,6 +176,19 @@ def test_a_convolutional_net_agrees(count):
     )
     assert value == same
     np.testing.assert_allclose(forward, back, rtol=1e-9)
+
+
+def test_tangents_are_as_precise_as_the_params():
+    reports = {dtype: rg.Report() for dtype in (np.float32, np.float64)}
+    forward, _ = (
+        lenet_hyperloss(rg.Forward(), 3, dtype=dtype, report=r) for dtype, r in reports.items()
+    )
+    back = lenet_hyperloss(rg.Stored(), 3, dtype=np.float32)  # whose cotangents are float64
+    assert forward[0] == back[0]
+    np.testing.assert_allclose(forward[1], back[1], rtol=1e-4)
+    weights = 9 * 4 + 4 + 36 * 5
+    for dtype, r in reports.items():  # of params, of velocity, of g
+        assert r.bytes_kept == 3 * 3 * np.dtype(dtype).itemsize * weights
 
 
 @pytest.mark.parametrize("without", ["GradientPush", "StatementPush", "both"])
@@ -264,10 +278,10 @@ def wide(steps, count, size=40_000):
 def test_memory_is_that_of_the_columns_and_not_of_the_steps():
     size = 40_000
     (few, kept), (many, _) = wide(48, 8), wide(480, 8)
-    assert kept == 8 * 3 * 8 * size  # tangents of params, of velocity, of g
+    assert kept == 8 * size * (2 * 8 + 1)  # tangents of params, of velocity; one of g at a time
     assert many - few < 0.1 * kept
     wider, more = wide(48, 16)
-    assert more == 2 * kept
+    assert more == 8 * size * (2 * 16 + 1)
     assert wider - few < 1.5 * kept
 
 
