@@ -84,6 +84,7 @@ def minimize(
     *,
     until=50,
     stop=None,
+    within=None,
     has_aux=False,
     progress=True,
     callback=None,
@@ -96,6 +97,8 @@ def minimize(
     hyper0: tree of floats, or a Minimum, to go on where that one ended: with the same optimizer the
         bits are those of one long run. until: the number of steps, earlier ones included.
     optimizer: any of revgrad's, in float arithmetic; default Adam(0.04).
+    within: (lowest, highest), each a number or a tree prefix of hyper0: what a step takes out of
+        these bounds is put back on them. `revgrad.positive` and its like keep inside smoothly.
     stop(values) -> True ends the loop; so does StopRun from callback(step, metrics), which gets
     "value", "hyper", "gradient" and "aux". progress: a progress bar with the current value.
     save: a path: a search that was killed is taken up by the same call, at the step it was in, and
@@ -112,7 +115,7 @@ def minimize(
     found = hyper0 if isinstance(hyper0, Minimum) else Minimum(hyper0)
     takes_nan = getattr(optimizer, "takes_nan", False)
     evaluate = _evaluator(hyperloss, has_aux, takes_nan)
-    spreads = _spreads(optimizer, found.hyper, until)
+    spreads = _spreads(optimizer, found.hyper, until) | _bounds(within, found.hyper)
     update, arrived = _updater(optimizer, found, spreads), _arrival(optimizer, spreads)
     log = None if save is None else SearchLog(save, optimizer, spreads, found.hyper)
     found = _taken_up(log, found)
@@ -212,6 +215,26 @@ def _spreads(optimizer, hyper, until):
     }
 
 
+def _bounds(within, hyper):
+    """The same of "lowest" and "highest", where there are bounds."""
+    if within is None:
+        return {}
+    if not (isinstance(within, tuple) and len(within) == 2):
+        raise TypeError(f"within={within!r}; pass a tuple, (lowest, highest).")
+    paths, leaves, tree = optree.tree_flatten_with_path(hyper)
+    layout, names = Layout(leaves, tree), ("lowest", "highest")
+    found = {
+        name: Spread.of(f"minimize(within=...), {name},", bound, layout)
+        for name, bound in zip(names, within, strict=True)
+    }
+    for k, (path, x) in enumerate(zip(paths, leaves, strict=True)):
+        low, high = (found[name][0].at_leaf(found[name][1], k, 0) for name in names)
+        if not np.all((low <= x) & (x <= high)):
+            where = "".join(f"[{p!r}]" for p in path)
+            raise ValueError(f"hyper0{where} is {x}, not within {low} and {high}; start inside.")
+    return found
+
+
 def _updater(optimizer, start, spreads):
     """(found, gradient, step) -> the hyper tree and the optimizer's state after that step."""
     likes, tree = optree.tree_flatten(start.hyper)
@@ -238,6 +261,10 @@ def _updater(optimizer, start, spreads):
             at_step(step),
             step + 1,
         )
+        if "lowest" in spreads:
+            at = at_step(step)
+            pairs = enumerate(now["params"])
+            now["params"] = [np.clip(x, at("lowest", k), at("highest", k)) for k, x in pairs]
         now = {
             k: [in_kind(x, like) for x, like in zip(xs, likes, strict=True)]
             for k, xs in now.items()

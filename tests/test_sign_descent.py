@@ -89,6 +89,32 @@ def test_it_stops_when_every_step_is_small_against_its_value():
     assert len(zero.values) == 4  # nothing is small against 0
 
 
+def test_values_stay_within_bounds():
+    start = {"a": np.zeros(2), "b": 0.0}
+    hyperloss = lambda h: np.sum(h["a"] * np.array([1.0, -1.0])) - h["b"]
+    move = lambda within: rg.minimize(
+        hyperloss, start, rg.SignDescent(0.1), until=5, within=within, **quiet
+    )
+    found = move(({"a": np.array([-0.25, -9.0]), "b": 0.0}, {"a": 9.0, "b": 0.35})).hyper
+    np.testing.assert_allclose(found["a"], [-0.25, 0.5])
+    assert found["b"] == 0.35
+    np.testing.assert_allclose(move((0, 1)).hyper["a"], [0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("within", "error", "message"),
+    [
+        ((0.1, 1.0), ValueError, r"hyper0\['a'\] is \[0. 0.\], not within 0.1 and 1.0"),
+        ((1.0, -1.0), ValueError, "not within 1.0 and -1.0"),
+        (({"c": 0.0}, 1.0), TypeError, "lowest, is a tree that is no prefix"),
+        (0.5, TypeError, r"within=0.5; pass a tuple, \(lowest, highest\)"),
+    ],
+)
+def test_bounds_that_cannot_be_are_refused(within, error, message):
+    with pytest.raises(error, match=message):
+        rg.minimize(lambda h: h["a"][0], {"a": np.zeros(2)}, rg.SignDescent(0.1), within=within)
+
+
 def test_a_search_is_taken_up(tmp_path):
     hyperloss = lambda h, step: np.sum((h - np.cos(3 * step + np.arange(3))) ** 2)
     optimizer, path = rg.SignDescent(np.array([0.3, 0.2, 0.1])), tmp_path / "search"
