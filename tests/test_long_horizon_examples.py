@@ -32,12 +32,53 @@ def test_schedules_from_zero(tmp_path):
 
 def test_table_1(tmp_path):
     found, values = run("learned_from_zero", tmp_path, seeds=1, outer=4)
-    assert {"hand", "random", "bayes", "greedy", "learned", "best"} < set(found)
+    assert {"hand", "random", "greedy", "learned", "best"} == set(found)
     outer = values["learned, seed 0"]["outer"]
-    assert len(outer) == 4 and outer[0]["hyper"]["rate"] == [0, 0, 0]
+    assert len(outer) == 4 and outer[0]["hyper"]["rate"] == [0] * 7
     assert outer[0]["gradient"]["momentum"] == [0] and min(outer[0]["gradient"]["rate"]) < 0
     assert outer[1]["value"] < outer[0]["value"]
     assert not list(tmp_path.glob("*.search"))
+
+
+def test_values_are_clamped(tmp_path):
+    _, values = run("learned_from_zero", tmp_path, seeds=1, outer=3, clamped=True)
+    hyper = values["learned, seed 0"]["hyper"]
+    assert min(x for xs in hyper.values() for x in xs) >= 0 and max(hyper["rate"]) > 0
+    assert max(hyper["momentum"]) <= 1 and max(hyper["decay"]) <= 5e-3
+
+
+def test_bayesian_search(tmp_path):
+    found, values = run("bayesian_search", tmp_path, seeds=1, runs=6)
+    assert {*found} == {f"{k}, {r}" for k in ("random", "bayes") for r in ("full", "twentieth")}
+    widest = lambda row: max(abs(x) for d in values[f"{row}, seed 0"]["draws"] for x in d["rate"])
+    assert widest("random, full") > 0.5 and widest("bayes, twentieth") <= 0.05
+
+
+def test_svhn_is_read_from_its_files(tmp_path, monkeypatch):
+    from images import load
+    from scipy.io import savemat
+
+    rng = np.random.default_rng(0)
+    written = {}
+    for part, count in (("train", 6), ("test", 4)):
+        x = rng.integers(0, 256, (32, 32, 3, count), np.uint8)  # as the official files have them
+        y = rng.integers(1, 11, (count, 1)).astype(np.uint8)
+        y[0] = 10  # a nought
+        written[part] = x, y
+        (tmp_path / "svhn").mkdir(exist_ok=True)
+        savemat(tmp_path / "svhn" / f"{part}_32x32.mat", {"X": x, "y": y}, do_compression=True)
+    monkeypatch.setenv("REVGRAD_DATA", str(tmp_path))
+    found = load("svhn", 5, 4)
+    for (x, y), (images, labels), count in zip(found, written.values(), (5, 4), strict=True):
+        assert x.shape == (count, 32, 32, 3) and x.dtype == np.float32
+        assert y.tolist() == [k % 10 for k in labels[:count, 0].tolist()] and y[0] == 0
+        back = x * np.float32([0.1980, 0.2010, 0.1970]) + np.float32([0.4377, 0.4438, 0.4728])
+        np.testing.assert_allclose(
+            255 * back, np.moveaxis(images[..., :count], -1, 0), rtol=0, atol=1e-3
+        )
+    monkeypatch.setenv("REVGRAD_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"svhn/train_32x32.mat"):
+        load("svhn", 5, 4)
 
 
 def test_greedy_slopes_are_those_of_the_next_loss():

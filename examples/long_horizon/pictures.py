@@ -4,8 +4,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 LABELS = {
-    "hand": "grid", "random": "random", "bayes": "Bayes", "greedy": "greedy", "learned": "learned",
-    "best": "learned,\nbest", "learned, clip 1": "learned,\nclip 1",
+    "hand": "grid", "random": "random", "greedy": "greedy", "learned": "learned",
+    "best": "learned,\nbest",
 }  # fmt: skip
 
 
@@ -89,6 +89,20 @@ def table(path, found, rows):
         axes[1, 2].errorbar(k, rows[name]["mean"], rows[name]["std"], fmt="o", color="C0")
     axes[1, 2].set_xticks(range(len(names)), [LABELS[n] for n in names], fontsize=8)
     axes[1, 2].set(ylabel="test accuracy (%)", xlim=(-0.5, len(names) - 0.5))
+    _finish(figure, path)
+
+
+def searches(path, found):
+    """Appendix E: the best validation accuracy so far, by the number of runs."""
+    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    for k, (row, each) in enumerate(found.items()):
+        best = np.maximum.accumulate([x["valid"] for x in each], axis=1)
+        runs = np.arange(1, best.shape[1] + 1)
+        line = {"ls": "-" if row.startswith("bayes") else "--", "color": f"C{k % 2}"}
+        ax.plot(runs, best.mean(0), lw=2.5, label=f"{row}: mean", **line)
+        ax.plot(runs, best.T, lw=0.6, **line)
+    ax.set(xlabel="runs", ylabel="best validation accuracy so far (%)", xscale="log")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), title="thin: each seed")
     _finish(figure, path)
 
 

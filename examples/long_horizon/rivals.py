@@ -7,6 +7,7 @@ accuracy of one run on all data, with what was tried.
 from itertools import product
 
 import numpy as np
+from task import clipped
 
 import revgrad as rg
 
@@ -23,8 +24,7 @@ def by_hand(task, start, settings, runs, seed):
         grid = [*product((0.02, 0.05, 0.1), (0.2, 0.4), (0.45, 0.9), (5e-4,))]
         shape = lambda drop: drop ** np.searchsorted([0.3, 0.6, 0.8], t / task.steps, "right")
     made = [
-        rg.HeavyBall(rg.per_step(a * shape(drop)), momentum, weight_decay=decay)
-        for a, drop, momentum, decay in grid
+        clipped(rg.per_step(a * shape(drop)), momentum, decay) for a, drop, momentum, decay in grid
     ]
     return _best(task, made, seed, [list(g) for g in grid])
 
@@ -36,29 +36,6 @@ def by_random_search(task, start, settings, runs, seed):
         for _ in range(runs)
     ]
     return _best(task, [task.optimizer(d) for d in draws], seed, draws)
-
-
-def by_bayes(task, start, settings, runs, seed):
-    """Over a twentieth of the ranges, where the paper finds that it is better than chance."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sizes = {(k, j): RANGES[k] / 20 for k, x in start.items() for j in range(len(x))}
-    study = optuna.create_study(
-        direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True)
-    )
-
-    def hyper(values):
-        return {k: np.array([values[f"{k} {j}"] for j in range(len(x))]) for k, x in start.items()}
-
-    def score(trial):
-        values = {f"{k} {j}": trial.suggest_float(f"{k} {j}", -r, r) for (k, j), r in sizes.items()}
-        return task.score(task.optimizer(hyper(values)), seed)
-
-    study.optimize(score, runs)
-    best = hyper(study.best_params)
-    test = task.score(task.optimizer(best), 1000 * seed + 999, whole=True)
-    return {"test": test, "chosen": best, "valid": [t.value for t in study.trials]}
 
 
 def by_greed(task, start, settings, runs, seed):
@@ -76,7 +53,7 @@ def _greedy(task, seed, rate, outer_rate, whole):
     train, valid = task.split(seed, whole)
     tuner = rg.Clip(rg.SGD(outer_rate), 1.0)
     names = ("learning_rate", "momentum", "weight_decay")
-    optimizer = rg.HeavyBall(
+    optimizer = clipped(
         rate, 0.0, 0.0, tuned_by=tuner, tuned=names, transforms=dict.fromkeys(names, "free")
     )
     params, batches = task.net.params(seed, task.dtype), task.batches(train, seed)
