@@ -30,7 +30,7 @@ import numpy as np
 
 from revgrad.arrays import plain
 from revgrad.errors import ClosureError
-from revgrad.rules.row import cast, dtype_of, elementwise_primitive, shape_of
+from revgrad.rules.row import cast, dtype_of, elementwise_primitive, filled_like, shape_of
 from revgrad.tape import Box
 from revgrad.tuning import FIELDS, Tuner, check_tuning
 
@@ -303,7 +303,8 @@ class Optimizer:
         value = self._starts_at(name)
         value = hyper(value, k) if isinstance(value, str) else value
         like = plain(value if shape_of(value) else x)
-        return cast(np.ones_like(like, np.float64, shape=shape_of(x)) * value, dtype_of(x))
+        ones = filled_like(np.ones_like, like, np.float64, shape=shape_of(x))
+        return cast(ones * value, dtype_of(x))
 
     def float_step(self, variables, g, hyper, t, aux=None):
         """One step in float arithmetic, leaf by leaf; returns the new variables.

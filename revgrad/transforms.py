@@ -9,7 +9,7 @@ import optree
 
 from revgrad import rules  # noqa: F401  (importing it fills the registry)
 from revgrad.arrays import ArrayBox, plain
-from revgrad.rules.row import cast, define, dtype_of, match, shape_of
+from revgrad.rules.row import cast, define, dtype_of, filled_like, match, shape_of
 from revgrad.tape import Primitive, Pull, Push, pull_back
 
 
@@ -407,7 +407,7 @@ def _basis(leaves, i):
     unit_of, shape = plain(leaves[i]), shape_of(leaves[i])
     for k in range(prod(shape)):
         vector = [zeros_like(x) for x in leaves]
-        unit = np.zeros_like(unit_of, shape=prod(shape))
+        unit = filled_like(np.zeros_like, unit_of, shape=prod(shape))
         unit[k] = 1
         vector[i] = np.reshape(unit, shape)
         yield vector
@@ -432,7 +432,7 @@ def _stack_trees(trees, like, axis, shape):
     for x, column in zip(leaves, columns, strict=True):
         full = (*shape, *shape_of(x)) if axis == 0 else (*shape_of(x), *shape)
         if not column:
-            stacked.append(np.zeros_like(plain(x), shape=full))
+            stacked.append(filled_like(np.zeros_like, plain(x), shape=full))
         else:
             stacked.append(np.reshape(np.stack(column, axis), full) if full else column[0])
     return optree.tree_unflatten(treedef, stacked)

@@ -42,6 +42,7 @@ POINTERS = {
 }  # fmt: skip
 SCALARS = (int, float, complex, np.generic)
 KNOWN = cupy_functions.read()  # of NumPy's functions, what CuPy has
+WAYS = ("accumulate", "outer", "reduce", "reduceat")  # of a few ufuncs
 
 
 class ndarray(NDArrayOperatorsMixin):
@@ -70,8 +71,10 @@ class ndarray(NDArrayOperatorsMixin):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Use `.get()`.")
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        if method != "__call__" or ufunc.__name__ not in KNOWN:
+        if ufunc.__name__ not in KNOWN or method not in ("__call__", *WAYS):
             return NotImplemented
+        if method != "__call__" and ufunc not in (np.add, np.multiply):
+            raise NotImplementedError(f"{ufunc.__name__}.{method}")
         given = [*inputs, *options.get("out", ())]
         if not all(isinstance(x, (ndarray, *SCALARS)) for x in given):
             return NotImplemented
@@ -91,6 +94,11 @@ class ndarray(NDArrayOperatorsMixin):
         if name not in KNOWN:
             return NotImplemented
         taking(KNOWN[name]).bind(*args, **options)
+        if name.endswith("_like"):
+            if options.get("subok") is not None:
+                raise TypeError("subok is not supported")
+            if not options.get("shape"):  # () and 0 too
+                options.pop("shape", None)
         args, options = optree.tree_map(_home, (args, options))
         if function.__name__ in PRODUCTS and streams.capturing():
             streams.cublas().gemmEx()

@@ -29,7 +29,7 @@ REFUSED = {
 @pytest.mark.parametrize("call", REFUSED.values(), ids=REFUSED)
 def test_what_cupy_refuses_is_refused(cupy, call):
     x = cupy.asarray(np.arange(3.0))
-    with pytest.raises(TypeError):
+    with pytest.raises((TypeError, NotImplementedError)):
         call(x)
 
 

@@ -13,6 +13,7 @@ from revgrad.rules.row import (
     define,
     derived,
     dtype_of,
+    filled_like,
     formula,
     shape_of,
     unbroadcast,
@@ -36,8 +37,8 @@ def _pull_factor(ct, a, b, axes, first):
     free_a = [i for i in range(len(shape_of(a))) if i not in axes_a]
     free_b = [i for i in range(len(shape_of(b))) if i not in axes_b]
     start = len(free_a) if first else 0
-    over = range(start, start + len(free_b))
-    pulled = np.tensordot(ct, b, (over, free_b))
+    over = tuple(range(start, start + len(free_b)))
+    pulled = np.tensordot(ct, b, (over, tuple(free_b)))
     order = free_a + [axes_a[k] for k in np.argsort(axes_b)]
     return cast(np.transpose(pulled, np.argsort(order).tolist()), dtype_of(a))
 
@@ -206,7 +207,7 @@ def _pull_einsum(k, ct, out, *operands, call, subscripts, optimize):
 
 
 def _nothing(x):
-    return np.zeros_like(plain(x), shape=())
+    return filled_like(np.zeros_like, plain(x), shape=())
 
 
 def _einsum_primitive(count):

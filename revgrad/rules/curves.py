@@ -4,7 +4,16 @@ import numpy as np
 
 from revgrad.arrays import plain
 from revgrad.rules.linear import take
-from revgrad.rules.row import cast, composite, define, derived, dtype_of, formula, shape_of
+from revgrad.rules.row import (
+    cast,
+    composite,
+    define,
+    derived,
+    dtype_of,
+    filled_like,
+    formula,
+    shape_of,
+)
 
 # Between two ends.
 
@@ -19,7 +28,7 @@ def line(start, stop, num, endpoint):
     """np.linspace along a first axis."""
     ends = np.broadcast_shapes(shape_of(start), shape_of(stop))
     home = plain(stop) if shape_of(stop) else plain(start)
-    count = np.cumsum(np.ones_like(home, shape=num)) - 1
+    count = np.cumsum(filled_like(np.ones_like, home, shape=num)) - 1
     weights = np.reshape(count / max(num - endpoint, 1), (num,) + (1,) * len(ends))
     return start * (1 - weights) + stop * weights
 

@@ -9,7 +9,16 @@ import numpy as np
 
 from revgrad.arrays import plain
 from revgrad.rules.linalg import RESULTS, adjoint, diagonal, identity, pushed, symmetric, transposed
-from revgrad.rules.row import cast, composite, define, derived, dtype_of, is_complex, shape_of
+from revgrad.rules.row import (
+    cast,
+    composite,
+    define,
+    derived,
+    dtype_of,
+    filled_like,
+    is_complex,
+    shape_of,
+)
 from revgrad.tape import Primitive
 
 
@@ -306,7 +315,7 @@ def _given_residuals(a, b):
     """NumPy gives residuals, of one axis, where rows are more than columns; else an empty array."""
     x, residuals, s = _least_squares(a, b)
     if shape_of(a)[0] <= shape_of(a)[1]:
-        residuals = np.zeros_like(plain(a), shape=0, dtype=dtype_of(s))
+        residuals = filled_like(np.zeros_like, plain(a), shape=0, dtype=dtype_of(s))
     return x, np.reshape(residuals, -1), s
 
 

@@ -11,6 +11,7 @@ from revgrad.rules.row import (
     define,
     derived,
     dtype_of,
+    filled_like,
     is_complex,
     match,
     shape_of,
@@ -34,7 +35,7 @@ def symmetric(x):
 def identity(x):
     """The identity in x's array type, of the size of its last axis."""
     n = shape_of(x)[-1]
-    return np.diag(np.ones_like(plain(x), shape=n))
+    return np.diag(filled_like(np.ones_like, plain(x), shape=n))
 
 
 def diagonal(x):

@@ -12,6 +12,7 @@ from revgrad.rules.row import (
     define,
     derived,
     dtype_of,
+    filled_like,
     is_complex,
     match,
     shape_of,
@@ -221,7 +222,8 @@ def _put(ct, *arrays, structure, shape, unique=False):
 
     unique: no place comes twice.
     """
-    out, index = np.zeros_like(ct, shape=shape, order="C"), fill(structure, arrays)
+    out = filled_like(np.zeros_like, ct, shape=shape, order="C")
+    index = fill(structure, arrays)
     if unique or all(dtype_of(a).kind == "b" for a in arrays):
         out[index] = ct
         return out
@@ -235,7 +237,7 @@ def _put(ct, *arrays, structure, shape, unique=False):
 
 def _count_up(like):
     """0, 1, ... to like.size - 1, in like's array type."""
-    return np.cumsum(np.ones_like(like, shape=like.size, dtype=np.intp)) - 1
+    return np.cumsum(filled_like(np.ones_like, like, shape=like.size, dtype=np.intp)) - 1
 
 
 def _linear_in_first(function):
@@ -358,7 +360,11 @@ def _copy(a, order="K"):
 
 @composite(np.full_like)
 def _full_like(a, fill_value, dtype=None, order="K", subok=True, shape=None):
-    like = np.empty_like(plain(a), dtype, order, subok, shape)
+    own = {} if subok else {"subok": False}  # which CuPy does not know
+    if shape is None:
+        like = np.empty_like(plain(a), dtype, order, **own)
+    else:
+        like = filled_like(np.empty_like, plain(a), dtype, order, shape=shape, **own)
     if not isinstance(fill_value, Box):
         return np.full_like(like, fill_value)
     return _filled(like, fill_value)

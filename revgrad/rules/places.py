@@ -9,7 +9,16 @@ from math import prod
 import numpy as np
 
 from revgrad.arrays import functions, plain
-from revgrad.rules.row import cast, composite, derived, dtype_of, formula, settled, shape_of
+from revgrad.rules.row import (
+    cast,
+    composite,
+    derived,
+    dtype_of,
+    filled_like,
+    formula,
+    settled,
+    shape_of,
+)
 from revgrad.tape import Primitive
 
 
@@ -52,7 +61,7 @@ def _extract(condition, arr):
 @formula(np.resize)
 def _resize(a, new_shape):
     if not prod(shape_of(a)):
-        return np.zeros_like(plain(a), shape=new_shape)
+        return filled_like(np.zeros_like, plain(a), shape=new_shape)
     return _moved(lambda a: np.resize(a, new_shape), a)
 
 

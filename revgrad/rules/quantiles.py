@@ -5,7 +5,7 @@ from math import prod
 import numpy as np
 
 from revgrad.arrays import functions, plain
-from revgrad.rules.row import composite, derived, shape_of
+from revgrad.rules.row import composite, derived, filled_like, shape_of
 
 
 def _ends(ordered, q, last):
@@ -41,7 +41,7 @@ def _between(a, q, *, axis, keepdims, left_out=False):
     if keepdims:
         kept = [1 if i in axes else n for i, n in enumerate(shape)]
     if not size:
-        return np.full_like(plain(a), np.nan, shape=(*shape_of(q), *kept))
+        return filled_like(np.full_like, plain(a), np.nan, shape=(*shape_of(q), *kept))
     numbers = q if isinstance(q, (int, float)) else np.reshape(q, -1)
     low, high, share = _ends(np.sort(rows, axis=-1), numbers, last)
     out = np.moveaxis(low + (high - low) * share, -1, 0)

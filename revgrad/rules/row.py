@@ -11,6 +11,7 @@ number for a complex one is the real part. The gradient of a real f at x + iy is
 import inspect
 import operator
 from functools import partial, reduce, wraps
+from numbers import Integral
 
 import numpy as np
 
@@ -223,6 +224,14 @@ def keep(what, *keys):
         functions[key].keeps = what
 
 
+def filled_like(make, x, *args, shape, **options):
+    """make(x, ..., shape=shape), for np.zeros_like and such; CuPy takes () and 0 for no shape."""
+    shape = (shape,) if isinstance(shape, Integral) else tuple(shape)
+    if shape:
+        return make(x, *args, shape=shape, **options)
+    return np.reshape(make(x, *args, shape=(1,), **options), shape)
+
+
 def shape_of(x):
     """Shape, of traced values too."""
     shape = getattr(x, "shape", None)
@@ -287,4 +296,4 @@ def _sum_out(ct, axes):
     """Sum over axes; that of a matrix over its rows, a bias's, by the faster product with ones."""
     if axes != (0,) or len(shape_of(ct)) != 2 or dtype_of(ct).kind != "f":
         return np.sum(ct, axis=axes)
-    return np.ones_like(plain(ct), shape=shape_of(ct)[0]) @ ct
+    return filled_like(np.ones_like, plain(ct), shape=shape_of(ct)[0]) @ ct
