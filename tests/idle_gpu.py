@@ -18,6 +18,7 @@ import warnings
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -93,19 +94,21 @@ def _usual(value, *_):
 
 
 def empty_cublas(package):
-    """A library with the names that CuPy wants of cuBLAS, which does nothing."""
+    """Where a library is with the names that CuPy wants of cuBLAS, and we, which does nothing."""
     wanted = next((package / "cupy_backends/cuda/libs").glob("cublas.*.so"))
     names = subprocess.run(["nm", "-D", "--undefined-only", wanted], capture_output=True, text=True,
                            check=True).stdout  # fmt: skip
     pairs = [x.split()[-1].split("@") for x in names.splitlines() if "cublas" in x]
     library, folder = pairs[0][1], Path(tempfile.mkdtemp(prefix="revgrad-idle-"))
-    text = "\n".join(f"int {name}(void) {{ return 0; }}" for name, _ in pairs)
+    names = [*(name for name, _ in pairs), "cublasSetWorkspace_v2"]
+    text = "\n".join(f"int {name}(void) {{ return 0; }}" for name in names)
     (folder / "empty.c").write_text(text, encoding="utf-8")
     (folder / "empty.map").write_text(f"{library} {{ global: *; }};", encoding="utf-8")
     script = f"-Wl,-soname,{library},--version-script={folder / 'empty.map'}"
     subprocess.run(["cc", "-shared", "-fPIC", script, "-o", folder / library, folder / "empty.c"],
                    check=True)  # fmt: skip
     held.append(ctypes.CDLL(str(folder / library), ctypes.RTLD_GLOBAL))
+    return SimpleNamespace(abs_path=str(folder / library))
 
 
 def installed():
@@ -113,7 +116,7 @@ def installed():
     import cupy_backends.cuda.api.driver as driver
     import cupy_backends.cuda.api.runtime as runtime
 
-    empty_cublas(Path(driver.__file__).parents[3])
+    found = {"cublas": empty_cublas(Path(driver.__file__).parents[3])}
     idle(runtime)
     idle(driver)
     import cupy
@@ -131,7 +134,8 @@ def installed():
 
     true = lambda shape: cupy.asarray(np.ones(shape or 1, bool)).reshape(shape)
     answer = lambda a, axis=None, keepdims=False: np.all(np.ones(a.shape), axis, keepdims=keepdims)
-    pathfinder.load_nvidia_dynamic_lib = lambda name: load(name) if name == "nvrtc" else None
+    named = lambda name: load(name) if name == "nvrtc" else found.get(name)
+    pathfinder.load_nvidia_dynamic_lib = named
     compiler._compile_module_with_cache = compiled
     cupy.cuda.set_allocator(None)  # fresh memory, which is zero
     cupy.isfinite = lambda x, **_: true(x.shape)
@@ -177,6 +181,7 @@ def runs():
     network = scans.test_networks_have_the_cpus_hypergradients
     calls += [(network, *x) for x in product(scans.NETWORKS, (rg.Reversible(), rg.Forward()))]
     calls += [
+        (captured,),
         (fits.test_hyper_on_the_device_learns_there,),
         (forwards.test_forward_mode,),
         (forwards.test_a_loss_that_cannot_be_recorded,),
@@ -187,8 +192,51 @@ def runs():
     return {f"{test.__name__} {args}": partial(_call, test, args) for test, *args in calls}
 
 
+def captured(cupy):
+    """A compiled function becomes a graph, as far as CuPy's calls go."""
+    import revgrad as rg
+
+    f = rg.compile(lambda x, w: np.tanh(x @ w) * 2)
+    for _ in range(5):
+        f(cupy.zeros((5, 5), np.float32), cupy.zeros((5, 3), np.float32))
+    why = [entry.replay().graphs.why for entry in f.entries.values()]
+    if any(why):
+        raise TypeError(f"no graph: {why}")
+
+
 def _call(test, args, cupy):
     test(cupy, *args)
+
+
+BEYOND = ("cudaErrorInvalidDevice", "libcufft", "_handle_uint")  # what needs more than this GPU
+VALUES = ("delete", "add.reduce")  # one needs values; CuPy's sum has no where=
+
+
+def samples(cupy):
+    """{rule: a refusal} of derivatives of what CuPy takes when it is called plainly; how many."""
+    import optree
+    import samples as table
+    import samples_numpy  # noqa: F401  (they fill the table)
+
+    from revgrad import jvp, vjp
+
+    refused, tried = {}, 0
+    for sample in table.samples:
+        args = [cupy.asarray(x) for x in sample.arrays()]
+        try:
+            assert not sample.host
+            sample.f(*args)
+        except Exception:  # CuPy has no such function, argument, or library here
+            continue
+        tried += 1
+        try:
+            out, pullback = vjp(sample.f, *args)
+            pullback(optree.tree_map(np.ones_like, out))
+            jvp(sample.f, tuple(args), tuple(map(np.ones_like, args)))
+        except Exception as error:
+            if not any(x in str(error) for x in BEYOND) and not str(sample).startswith(VALUES):
+                refused[str(sample)] = f"{type(error).__name__}: {error}"
+    return refused, tried
 
 
 def main():
@@ -209,9 +257,11 @@ def main():
             if name != PLANTED:
                 traceback.print_exc()
     assert refused.pop(PLANTED, None), "what CuPy refuses was not noticed"
+    more, tried = samples(cupy)
+    refused |= more
     for name, why in refused.items():
         print(f"{name}: {why}")
-    print(f"{len(refused)} of {len(calls)} refused", flush=True)
+    print(f"{len(refused)} of {len(calls) + tried} refused", flush=True)
     os._exit(bool(refused))  # CuPy's own ending would call functions that Python has let go
 
 
