@@ -144,7 +144,7 @@ def installed():
     return cupy
 
 
-def agree(cupy, run):
+def agree(cupy, run, **_):
     """What the tests ask of a device, but for the values."""
     import optree
     from test_cuda_train import put_nowhere
