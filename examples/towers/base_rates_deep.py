@@ -114,6 +114,8 @@ def main(settings=None):
         for panel, (name, rows) in zip(drawn, found.items(), strict=True):
             by_height(panel, panels[name][-1], rows, title=name)
             panel.set_ylabel("test error (%)" if "ResNet" in name else "test perplexity")
+        for line in (x for panel in drawn[1:] for x in panel.lines):
+            line.set_label(None)  # one legend is enough
     return {"found": found, "good": good}
 
 
