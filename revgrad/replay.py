@@ -147,7 +147,8 @@ class Replay:
         return False
 
     def _free_after(self, i, at):
-        for x in {x.root for x in i.inputs if isinstance(x, Var)} | set(i.outputs):
+        roots = [x.root for x in i.inputs if isinstance(x, Var)]
+        for x in dict.fromkeys([*roots, *i.outputs]):  # in an order that is always the same
             if x in self.raw and self.last.get(x, at) <= at:
                 raw = self.raw.pop(x)
                 self.pool.setdefault(raw.nbytes, []).append(raw)
