@@ -47,7 +47,8 @@ class Gradient:
             if self.gathers:
                 data = run.batch.data
                 self.f, self.batch = _gathering(self.f), lambda t: (run.batch.indices(t), data)
-            form = run.has_aux, self.batch is run.batch, self.layout.tree, run.hyper_tree.form
+            leaves = self.layout.tree, *self.layout.shapes, *self.layout.dtypes
+            form = run.has_aux, self.batch is run.batch, leaves, run.hyper_tree.form
             self.recordings = recordings(self.f, run.loss, *form)
 
     def _gathers(self):

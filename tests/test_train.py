@@ -829,3 +829,17 @@ def test_a_run_that_is_over_leaves_no_cycle_behind():
         gc.garbage.clear()
         gc.enable()
     assert not {name for name in left if name.startswith("revgrad")}
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_a_loss_is_recorded_anew_for_params_of_another_kind(kind):
+    """The batches are alike: only the params tell the recordings apart."""
+    f = lambda w, _, x: np.sum(np.tanh(w * x) ** 2)
+    batches = [np.float64(x) for x in (1.0, 0.9, 0.8, 0.7)]
+    answer = lambda f, start: rg.fit(f, start, rg.SGD(0.1), batches)[0]
+    starts = np.ones(3, kind), np.ones(5, kind), np.ones((2, 2), kind), np.ones(3)
+    again = lambda w, h, x: f(w, h, x)
+    assert [bits(answer(f, start)) for start in starts] == [
+        bits(answer(lambda w, h, x: again(w, h, x), start)) for start in starts
+    ]
+    assert answer(f, starts[0]).dtype == kind
