@@ -172,6 +172,12 @@ class Entry:
             self.local.replays.append(self.local.replays[0].twin())
         return self.local.replays[turn]
 
+    def rest(self):
+        """Give back this thread's buffers, until the next call."""
+        if hasattr(self.local, "replay"):
+            self.local.replay.space.clear()  # which its functions belong to: a cycle
+            del self.local.replay
+
 
 class TwoPhase:
     """A recorded pair: f(*first) -> (outputs, then), and then(*second) -> results.

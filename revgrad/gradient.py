@@ -96,18 +96,38 @@ class Gradient:
         with as many rows or None, into the rows of out. moving: the leaves that have any; count:
         how many rows there may be, of which a call takes some.
         """
+        answer, recorded, push = self._to_push(leaves, t, moving, count)
+        if recorded:
+            push = lambda rows, hyper, out: recorded.push(rows, [hyper[k] for k in moving], out)
+            answer = answer[0], answer[1].copy()
+        return answer, push
+
+    def with_column(self, leaves, t, moving):
+        """The same for single rows: column(row, hyper), contiguous, gives the tangent of g, flat.
+
+        It is overwritten by the next one, and g by that of the next step.
+        """
+        answer, recorded, push = self._to_push(leaves, t, moving, 1)
+
+        def column(row, hyper):
+            if recorded:
+                return recorded.column(row, [hyper[k] for k in moving])
+            out = homes.empty_beside((1, self.layout.size), self.layout.dtype, self.layout.like)
+            push(row[None], [x if x is None else homes.real_array(x)[None] for x in hyper], out)
+            return out[0]
+
+        return answer, column
+
+    def _to_push(self, leaves, t, moving, count):
+        """(answer as `value` has it, the GradientPush there, or None and a push on the tape)."""
         args, recording = self._at(leaves, t)
         recorded = recording and recording.with_push(args, moving, count)
-        if not recorded:
-            answer = self.value(leaves, t)
-            leaves = own(leaves)
-            return answer, lambda rows, hyper, out: self._push(leaves, t, rows, hyper, out)
-        value, aux, g = recorded.start(args)
-
-        def push(rows, hyper, out):
-            recorded.push(rows, [hyper[k] for k in moving], out)
-
-        return ((value, _own_tree(aux)), self._flat(g, value).copy()), push
+        if recorded:
+            value, aux, g = recorded.start(args)
+            return ((value, _own_tree(aux)), self._flat(g, value)), recorded, None
+        answer, leaves = self.value(leaves, t), own(leaves)
+        push = lambda rows, hyper, out: self._push(leaves, t, rows, hyper, out)
+        return answer, None, push
 
     def _push(self, leaves, t, rows, hyper, out):
         """The same on the tape."""

@@ -11,7 +11,7 @@ import numpy as np
 from revgrad._ext import homes
 from revgrad.captures import with_open_captures
 from revgrad.compiled import in_two
-from revgrad.fuse import Group, fuse
+from revgrad.fuse import fuse
 from revgrad.record import Program, Record, Var, forget, simplify
 from revgrad.replay import Replay
 from revgrad.rules.row import shape_of
@@ -26,17 +26,16 @@ class Lanes:
 
     second: an example of each second input, in one lane. count: how many lanes will be asked for.
     together: as in Replay, of the outputs, and of the results in one lane.
-    replaces: per result, which second input it may overwrite: see `push_into`.
+    replaces: (result, second input) by their places: pairs of which the first is written over the
+    second, as Replay has it.
     What is returned is overwritten by the next call in the same thread.
     """
 
-    def __init__(self, f, first, second, count, *, together=(), replaces=None):
+    def __init__(self, f, first, second, count, *, together=(), replaces=()):
         self.local, self.together = threading.local(), together
         self.places = homes.of_lanes(second)
         self.parts = with_open_captures(f, lambda f: self._record(f, first, second, count))
-        inputs, phases, ends = self.parts
-        ways = zip(inputs[1:], phases[1:], ends[1:], strict=True)
-        self.groups = [replaces and _in_place(*way, replaces) for way in ways]
+        self.replaces = (), *([replaces] * len(self.widths))
 
     def _record(self, f, first, second, count):
         inputs, (early, late), ends, _ = in_two(f, first, lambda _: second)
@@ -53,8 +52,8 @@ class Lanes:
 
     def replay(self):
         if not hasattr(self.local, "replay"):
-            self.local.replay = Replay(*self.parts, borrow=True, together=self.together)
-            self.local.chains = [group and group.chain() for group in self.groups]
+            options = {"together": self.together, "replaces": self.replaces}
+            self.local.replay = Replay(*self.parts, borrow=True, **options)
         return self.local.replay
 
     def start(self, first):
@@ -73,33 +72,6 @@ class Lanes:
         if width > 1:
             second = [homes.beside(x, at) for x, at in zip(second, self.places, strict=True)]
         return self.replay().run[1 + self.widths.index(width)](*second)
-
-    def push_into(self, width, second, outs):
-        """The same into outs, each of which may be the second input that `replaces` names."""
-        replay, k = self.replay(), self.widths.index(width)
-        group, chain = self.groups[k], self.local.chains[k]
-        if group is None:
-            for out, x in zip(outs, self.push(width, second), strict=True):
-                out[...] = x
-            return
-        given = dict(zip(self.parts[0][1 + k], second, strict=True))
-        made = dict(zip(self.parts[2][1 + k], outs, strict=True))
-        space, names = replay.space, replay.names
-        known = [given[x] if x in given else space[names[x]] for x in group.inputs]
-        chain(*known, *(made[x] for x in group.outputs))
-
-
-def _in_place(inputs, phase, results, replaces):
-    """The one Group that a phase is, if its results may be written over these inputs, or None."""
-    group = phase[0] if len(phase) == 1 and isinstance(phase[0], Group) else None
-    if group is None or {*group.outputs} != {*results} or len({*results}) < len(results):
-        return None
-    read = {x: k for k, i in enumerate(group.members) for x in i.inputs}
-    made = {v: k for k, i in enumerate(group.members) for v in i.outputs}
-    pairs = [(inputs[j], out) for j, out in zip(replaces, results, strict=True)]
-    late = any(read.get(x, -1) > made[out] for x, out in pairs)
-    plain = all(isinstance(x, Var) for x in group.inputs)
-    return None if late or not plain else group
 
 
 def _variables(xs):

@@ -74,13 +74,24 @@ class GradientPush:
             v = self._scratch(width)
             v[...] = 0 if rows is None else rows[part].reshape(v.shape)
             more = [_lane(x, part, like) for x, like in zip(of_hyper, self.like, strict=True)]
-            found = self.lanes.push(width, [v, *more])
-            vector = self.lanes.replay().vectors[1] if width == 1 else None
-            if vector is not None:
-                out[part] = vector
+            if width == 1:
+                out[part] = self._column(v, more)
             else:
+                found = self.lanes.push(width, [v, *more])
                 for (lo, hi), x in zip(self.spans, found, strict=True):
                     out[part, lo:hi] = homes.beside(np.reshape(x, (width, hi - lo)), out)
+
+    def column(self, row, of_hyper):
+        """The same for one column without its axis, nothing copied: overwritten by the next one.
+
+        row: flat, contiguous. of_hyper: as the moving leaves are.
+        """
+        of_hyper = [_in_kind(x, like) for x, like in zip(of_hyper, self.like, strict=True)]
+        return self._column(row.astype(self.dtype, copy=False), of_hyper)
+
+    def _column(self, v, of_hyper):
+        found, vector = self.lanes.push(1, [v, *of_hyper]), self.lanes.replay().vectors[1]
+        return np.concatenate([np.ravel(x) for x in found]) if vector is None else vector
 
     def _scratch(self, width):
         """Memory for the directions of so many lanes: always the same, so that views are kept."""
@@ -92,9 +103,11 @@ class GradientPush:
 
 def _lane(x, part, like):
     """Some rows of tangents, or the one in the kind of `like`."""
-    x = x[part if part.stop - part.start > 1 else part.start]
-    row = x.astype(dtype_of(like), order="C", copy=False)
     if part.stop - part.start > 1:
-        return row
-    row = row.reshape(shape_of(like))
-    return float(row) if type(like) is float else row[()]
+        return x[part].astype(dtype_of(like), order="C", copy=False)
+    return _in_kind(x[part.start], like)
+
+
+def _in_kind(x, like):
+    x = homes.real_array(x).astype(dtype_of(like), order="C", copy=False).reshape(shape_of(like))
+    return float(x) if type(like) is float else x[()]

@@ -46,15 +46,20 @@ class Replay:
     inputs, outputs: one list per phase. borrow: outputs are buffers, overwritten by the next run.
     together: pairs (phase, slice of its outputs) to put one after the other into one vector.
     vectors: these; None where that cannot be, as an output is no array made here, or made twice.
+    replaces: per phase, (output, input) by their places: the output is written over that input, an
+    array like it that no later phase reads. Of arrays on a GPU nothing is: see `put`.
     """
 
-    def __init__(self, inputs, phases, outputs, *, borrow=False, together=()):
-        self.given, self.together = (inputs, phases, outputs), together
+    def __init__(self, inputs, phases, outputs, *, borrow=False, together=(), replaces=()):
+        self.given, self.together, self.replaces = (inputs, phases, outputs), together, replaces
         self.names, self.space = {}, {}
         self.pool, self.raw = {}, {}  # free memory by size; memory in use by Var
         self.owned, self.fixed = set(), set()  # Vars with a buffer; and views of these
         self.homes = {}  # Var -> the part of a vector that it must live in
         self.vectors = [_vector(outputs[k][s], self.homes) for k, s in together]
+        ways = list(zip(inputs, outputs, replaces, strict=False))
+        pairs = [(out[k], ins[j]) for ins, out, places in ways for k, j in places]
+        self.into = {x: y for x, y in pairs if isinstance(x, Var) and kind_of(y.value) is np.ndarray}
         self.phases, self.borrow, self.together = phases, borrow, together
         self.flat = [i for phase in phases for i in phase]
         self.last = self._last_uses(inputs, outputs)
@@ -70,6 +75,7 @@ class Replay:
             for i in phase:
                 self._emit(i, at)
                 at += 1
+            self._put_back(*ways[k] if k < len(ways) else ((), (), ()))
             self._finish(k, inputs[k], outputs[k])
             self.names |= self.renamed
         exec(compile("\n".join(self.source), "<replay>", "exec"), self.space)
@@ -84,7 +90,8 @@ class Replay:
 
         apart: arrays in whose place, instead of the vectors, it has some of its own.
         """
-        other = Replay(*self.given, borrow=self.borrow, together=self.together)
+        options = {"together": self.together, "replaces": self.replaces}
+        other = Replay(*self.given, borrow=self.borrow, **options)
         apart = {id(_memory(x)) for x in (self.vectors if apart is None else apart)}
         for x in self.fixed:
             mine = self.space[self.names[x]]
@@ -109,7 +116,7 @@ class Replay:
             for x in outputs[k]:
                 if isinstance(x, Var):
                     last[x.root] = NEVER
-        for x in (x for phase in inputs for x in phase):
+        for x in (x for phase in inputs for x in phase if x not in self.into.values()):
             last[x.root] = NEVER
         return last
 
@@ -138,12 +145,17 @@ class Replay:
         if out in self.homes:
             return False
         for x in dying:
-            if not (isinstance(x, Var) and x in self.raw and self.last[x] == at):
+            mine = isinstance(x, Var) and self.into.get(out) is x
+            if not (mine or (isinstance(x, Var) and x in self.raw)) or self.last[x] != at:
                 continue
             shared = any(isinstance(y, Var) and y is not x and y.root is x for y in inputs)
-            if _layout(x.value) == _layout(out.value) and not shared:
+            if _layout(x.value) != _layout(out.value) or shared:
+                continue
+            if mine:
+                self.names[out] = self.names[x]
+            else:
                 self._own(out, self.space[self.names[x]], self.raw.pop(x))
-                return True
+            return True
         return False
 
     def _free_after(self, i, at):
@@ -275,6 +287,19 @@ class Replay:
             name += "_"
         return name
 
+    def _put_back(self, inputs, outputs, places):
+        """Copy what does not live yet where the input was that it replaces."""
+        places = [(k, j) for k, j in places if kind_of(inputs[j].value) is np.ndarray]
+        self.back = {k: self.names[inputs[j]] for k, j in places}
+        pairs = [(outputs[k], self._name(outputs[k]), self.names[inputs[j]]) for k, j in places]
+        pairs = [(x, here, there) for x, here, there in pairs if here != there]
+        moved = [isinstance(x, Var) and x.root in inputs for x, *_ in pairs]
+        for k, (_, here, _) in enumerate(pairs):  # before anything of theirs is overwritten
+            if moved[k]:
+                self.lines.append(f"put{k} = {here}.copy()")
+        for k, (_, here, there) in enumerate(pairs):
+            self._line(np.copyto, [there, f"put{k}" if moved[k] else here])
+
     # Phases.
 
     def _finish(self, k, inputs, outputs):
@@ -310,7 +335,10 @@ class Replay:
     def _results(self, outputs):
         """Outputs are the caller's own: no buffers, no constants, no two of one memory."""
         given = set()
-        for x in outputs:
+        for k, x in enumerate(outputs):
+            if k in self.back:
+                yield self.back[k]
+                continue
             if isinstance(x, Var):
                 owned = x.root in self.owned and not self.borrow
                 shared = owned or (x.root in given and kind_of(x.value) is np.ndarray)
@@ -318,6 +346,15 @@ class Replay:
             else:
                 shared = isinstance(x, np.ndarray)
             yield f"{self._name(x)}.copy('K')" if shared else self._name(x)
+
+
+def put(results, places):
+    """Results of a phase, written where they belong, unless `replaces` has done so already."""
+    given = {id(x) for x in places}
+    pairs = [(x, place) for x, place in zip(results, places, strict=False) if x is not place]
+    pairs = [(x.copy() if id(x) in given else x, place) for x, place in pairs]
+    for x, place in pairs:
+        place[...] = x
 
 
 def _vector(parts, homes):

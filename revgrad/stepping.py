@@ -9,6 +9,7 @@ import numpy as np
 
 from revgrad._ext import homes
 from revgrad.lanes import Lanes
+from revgrad.replay import put
 from revgrad.rules.row import cast, dtype_of
 from revgrad.statements import OF_LOSS, Scale, global_norm
 from revgrad.transforms import jvp
@@ -199,7 +200,8 @@ class StatementPush:
 
             return [], then
 
-        examples, replaces = list(tangents.values()), [self.moving.index(k) for k in self.targets]
+        replaces = [(j, self.moving.index(k)) for j, k in enumerate(self.targets)]
+        examples = list(tangents.values())
         self.lanes = Lanes(both, list(values.values()), examples, count, replaces=replaces)
         self.needed = {k for k, used in zip(self.keys, self.lanes.needed, strict=True) if used}
 
@@ -215,7 +217,7 @@ class StatementPush:
                 rows = {k: tangents[k][part] for k in self.moving}
             else:
                 rows = {k: _row(tangents[k], part.start) for k in self.moving}
-            self.lanes.push_into(width, rows.values(), [rows[k] for k in self.targets])
+            put(self.lanes.push(width, [*rows.values()]), [rows[k] for k in self.targets])
 
 
 def _pushed(s, factor, reads, now):

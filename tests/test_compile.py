@@ -26,6 +26,7 @@ from revgrad.fuse import Group
 from revgrad.linear_map import linearize
 from revgrad.narrow import NARROW
 from revgrad.nn import softmax_cross_entropy
+from revgrad.replay import Replay
 
 # Random programs: each operation takes values made before and adds one.
 
@@ -575,6 +576,38 @@ def test_a_captured_traced_value_is_seen_by_its_trace():
         return compile(lambda x: np.sum(x * y))(np.arange(3.0))
 
     assert rg.grad(outer)(2.0) == 3.0
+
+
+IN_PLACE = {
+    "a chain": lambda k, a, b, c: [a * k + b * c, b - 2 * c, c],
+    "read later": lambda k, a, b, c: [b + c, a * k, a + b + c],
+    "swapped": lambda k, a, b, c: [b, c, a],
+    "one for all": lambda k, a, b, c: [(x := k * (a + b)), x, x],
+    "of before, and constants": lambda k, a, b, c: [k + 0.0, np.ones(5), a[::-1] + np.sum(b)],
+    "a product": lambda k, a, b, c: [np.outer(a, b) @ c, np.tanh(b), np.flip(c) * k],
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_results_are_written_over_what_they_replace(name):
+    rng, f = np.random.default_rng(0), IN_PLACE[name]
+    k, *rows = rng.standard_normal((4, 5))
+
+    def phases(k):
+        return [np.exp(k)], lambda *rows: f(np.exp(k), *rows)
+
+    parts = TwoPhase(phases, [k], lambda _: [np.ones(5)] * 3).parts
+    places = [(j, j) for j in range(3)]
+    replay = Replay(*parts, borrow=True, replaces=((), places))
+    for _ in range(2):
+        expected = f(np.exp(k), *rows)
+        replay.run[0](k)
+        found = [x.copy() for x in rows]
+        replay.run[1](*found)
+        assert bits(found) == bits([np.array(x) for x in expected])
+        k, *rows = rng.standard_normal((4, 5))
+    if name == "a chain":
+        assert not [x for x in parts[2][1] if x in replay.owned]  # no buffer for any of them
 
 
 def test_recordings_that_are_not_used_any_more_go():

@@ -329,15 +329,16 @@ def test_the_one_step_derivative_has_both_modes():
             f.bottom.step(t, g)
     for k, x in fitting.bottom.state.items():
         assert np.array_equal(x, forward.bottom.state[k])
-    zeros = {k: np.zeros_like(x) for k, x in forward.bottom.state.items()}
     ct = np.random.default_rng(0).standard_normal(20)
     pulled = fitting.bottom.pull(ct)
     for k, name in enumerate(fitting.bottom.tuned):
-        pushed = forward.bottom.push(zeros, knobs={name: 1.0})
+        pushed = {k: np.zeros_like(x) for k, x in forward.bottom.state.items()}
+        forward.bottom.push(pushed, knobs={name: 1.0})
         assert pushed["params"] @ ct == pytest.approx(pulled[k], rel=1e-12)
     level, ahead = forward.bottom, {}
-    tangents = {k: np.random.default_rng(1).standard_normal(20) for k in zeros}
-    moved = level.push(tangents, g=ct)
+    tangents = {k: np.random.default_rng(1).standard_normal(20) for k in level.state}
+    moved = {k: x.copy() for k, x in tangents.items()}
+    level.push(moved, g=ct)
     at = dict(zip(level.names, level_inputs, strict=False))
     for e in (1e-6, -1e-6):
         ahead[e] = level.optimizer.float_step(

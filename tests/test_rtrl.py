@@ -1,5 +1,6 @@
 """RTRL: the influence matrix against forward mode, differences, the paper's recursion; options."""
 
+import gc
 import tracemalloc
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from training import batches_of, bits, distance, hyper_of, loss, params_of
 
 import revgrad as rg
+from revgrad import recording
 from revgrad.arguments import take_apart
 from revgrad.online.fit import Fitting, take_step
 from revgrad.online.influence import RankOne
@@ -358,6 +360,40 @@ def test_a_stream_takes_no_more_memory_as_it_goes_on():
     peak(10)
     few, many = peak(100), peak(1000)
     assert many - few < 8 * 8 * 900 * 1.5 + 20_000  # the rows of `Paths` alone
+
+
+@pytest.mark.parametrize(
+    ("rates", "spread"), [(0.1, 0), ({"one": 0.1, "two": 0.2}, 3)], ids=["one", "by layer"]
+)
+def test_it_holds_a_vector_for_each_number_that_learns_and_two(rates, spread):
+    """Like the params, and beside what plain training holds; activations are small here.
+
+    Rates by layer are spread over the params: they, one of their directions, and a product.
+    """
+    batches = [np.full((3, 400), 0.1 * (t + 1)) for t in range(6)]
+    f = lambda p, _, x: np.mean(np.tanh(x @ p["one"]) ** 2) + np.mean(np.tanh(x @ p["two"]) ** 2)
+    params = {"one": np.full((400, 20), 0.01), "two": np.full((400, 30), 0.02)}
+    size = 400 * 50
+
+    def held(optimizer):
+        found = []
+
+        def look(t, _):
+            blocks = tracemalloc.take_snapshot().traces if t == 5 else ()
+            found.extend(x.size / 8 / size for x in blocks if x.size > 8 * 400 * 10)
+
+        recording._kept.clear()
+        gc.collect()
+        tracemalloc.start()
+        rg.fit(f, params, optimizer, batches, callback=look)
+        tracemalloc.stop()
+        return sum(found)
+
+    tuned_by = rg.RTRL(lambda p, x: f(p, None, x), batches[::-1], 1e-3)
+    learns = rg.SGD(rates, weight_decay=0.01, tuned_by=tuned_by)
+    numbers = 1 + len(optree.tree_leaves(rates))
+    beyond = held(learns) - held(rg.SGD(rates, weight_decay=0.01))
+    assert beyond == pytest.approx(numbers + 2 + spread, abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,10 @@ class Curvature:
 
     def __init__(self, run, values, moving):
         self.gradient, self.hyper = Gradient(run, values), values.hyper
-        self.moving, self.layout, self.push = tuple(moving), run.layout, None
-        self.out = homes.empty_beside((1, run.layout.size), run.layout.dtype, run.layout.like)
+        self.moving, self.layout, self.column = tuple(moving), run.layout, None
 
     def value(self, leaves, t):
-        answer, self.push = self.gradient.with_push(leaves, t, self.moving, 1)
+        answer, self.column = self.gradient.with_column(leaves, t, self.moving)
         return answer
 
     def product(self, row, hyper):
@@ -29,9 +28,8 @@ class Curvature:
         """
         of_hyper = [None] * len(self.hyper)
         for k, x in zip(self.moving, self._still() if hyper is None else hyper, strict=True):
-            of_hyper[k] = homes.real_array(x)[None]
-        self.push(row[None], of_hyper, self.out)
-        return self.out[0]
+            of_hyper[k] = x
+        return self.column(row, of_hyper)
 
     def _still(self):
         return [0.0 * ones_like(self.hyper[k]) for k in self.moving]

@@ -1,8 +1,8 @@
 """What is carried of the influence matrix, d state / d what learns: all of it, or less.
 
 A row is the tangent of all variables in one direction of what learns. `push(row, knobs, hyper)`
-gives the next row, from None what the direction adds alone: knobs are tangents of hyperparameters
-by name, hyper of the loss's hyper, None for zero.
+turns it into the next one in place, and gives it; from None, what the direction adds alone. knobs
+are tangents of hyperparameters by name, hyper of the loss's hyper, None for zero.
 """
 
 import numpy as np
@@ -24,10 +24,6 @@ class Rows:
     def __getitem__(self, k):
         return {name: x[k] for name, x in self.tangents.items()}
 
-    def __setitem__(self, k, row):
-        for name, x in row.items():
-            self.tangents[name][k] = x
-
     @property
     def params(self):
         return self.tangents["params"]
@@ -45,7 +41,7 @@ class Exact:
 
     def follow(self, push, _t):
         for k in range(self.rows.count):
-            self.rows[k] = push(self.rows[k], *self.basis.unit(k))
+            push(self.rows[k], *self.basis.unit(k))
 
     def slope(self, ct):
         """Derivative of the loss by what learns, from its cotangent of the params."""
@@ -78,7 +74,7 @@ class Shared(Exact):
 
     def follow(self, push, _t):
         for k, (_, span) in enumerate(self.names):
-            self.rows[k] = push(self.rows[k], *self.basis.together(span))
+            push(self.rows[k], *self.basis.together(span))
 
     def slope(self, ct):
         out = np.empty(self.basis.size)
@@ -111,8 +107,7 @@ class RankOne(Exact):
     def follow(self, push, t):
         signs = np.random.default_rng((self.seed, t)).integers(0, 2, self.weights.shape) * 2.0 - 1
         for k, sign in enumerate(signs):
-            row = self.rows[k]
-            self.rows[k] = push(row, {}, None)  # what was, moved on
+            row = push(self.rows[k], {}, None)  # what was, moved on
             new = push(None, *self.basis.along(sign))
             old = _balance(_length(self.weights[k]), _length(*row.values()))
             fresh = _balance(_length(sign), _length(*new.values()))

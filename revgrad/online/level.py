@@ -79,18 +79,22 @@ class Level:
         return self.knobs.pull(dict(zip(self.tuned, self.pulled(inputs, after), strict=True)))
 
     def push(self, tangents, g=None, knobs=None):
-        """Tangents of the variables after the latest step, by name, as `tangents` are of before.
+        """Turn tangents of the variables before the latest step, by name, into those after it.
 
-        g: the tangent of the gradient; knobs: name -> that of a hyperparameter as `Knobs.flat`
-        gives it; None is zero.
+        tangents: flat and contiguous, changed in place. g: the tangent of the gradient; knobs: name
+        -> that of a hyperparameter as `Knobs.flat` gives it; None is zero.
         """
-        zero = np.zeros_like(self.state["params"])
         second = [tangents[name] for name in self.names]
-        second += [zero if g is None else g] if "g" in self.of_loss else []
+        second += [self._zero() if g is None else g] if "g" in self.of_loss else []
         for name in self.tuned:
             t = (knobs or {}).get(name)
-            second.append((0.0 if self.spreads[name].scalar else zero) if t is None else t)
-        return dict(zip(self.names, self.then(*second), strict=True))
+            if t is None:
+                t = 0.0 if self.spreads[name].scalar else self._zero()
+            second.append(t)
+        self.then(*second)
+
+    def _zero(self):
+        return np.zeros_like(self.state["params"])
 
     # What is recorded.
 

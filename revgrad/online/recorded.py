@@ -1,6 +1,7 @@
 """Functions of lists of values, replayed, whose answers may be what they are asked next."""
 
 from revgrad.compiled import Entry, TwoPhase
+from revgrad.replay import put
 
 
 class Recorded:
@@ -31,14 +32,16 @@ class Recorded:
 class RecordedPair:
     """f(*first) -> (outputs, then) and then(*second) -> results, lists all; else as Recorded.
 
-    Outputs take turns. `then` belongs to the latest call, and its results are overwritten by the
-    next one.
+    Outputs take turns. `then` belongs to the latest call, and leaves its results in the first of
+    its arguments.
     """
 
     def __init__(self, f, first, make_second):
         self.f, self.turn, self.replays = f, 0, None
         try:
             phases = TwoPhase(f, first, make_second, borrow=True)
+            places = [(k, k) for k in range(len(phases.parts[2][1]))]
+            phases.options["replaces"] = (), places
             one = phases.replay()
         except Exception:  # as above
             return
@@ -46,10 +49,12 @@ class RecordedPair:
 
     def __call__(self, *first):
         if self.replays is None:
-            return self.f(*first)
-        self.turn = 1 - self.turn
-        now, then = self.replays[self.turn]
-        return now(*first), then
+            outputs, then = self.f(*first)
+        else:
+            self.turn = 1 - self.turn
+            now, then = self.replays[self.turn]
+            outputs = now(*first)
+        return outputs, lambda *second: put(then(*second), second)
 
 
 def _outputs(replay, outputs):

@@ -190,21 +190,24 @@ class Influence(Tower):
         return every is not None and t % every == 0
 
     def _push(self, row, knobs, hyper):
-        """The tangents of the variables after the step, from those before it."""
-        bottom, t_g = self.levels[0], None
-        added = row is None
-        if added:
-            row = {name: np.zeros_like(x) for name, x in bottom.state.items()}
-        if not added or hyper is not None:
+        """Turn the tangents of the variables before the step into those after it; None is zero."""
+        bottom, t_g, still = self.levels[0], None, row is None
+        if still:
+            row = self._still()
+        if not still or hyper is not None:
             t_g = self.curvature.product(row["params"], hyper)
-        return bottom.push(row, t_g, knobs)
+        bottom.push(row, t_g, knobs)
+        return row
+
+    def _still(self):
+        return {name: np.zeros_like(x) for name, x in self.levels[0].state.items()}
 
     def _iterate(self):
         """A step of power iteration; the norm so far."""
-        row = {name: np.zeros_like(x) for name, x in self.levels[0].state.items()}
-        row = self._push(row | {"params": self.kept["v"]}, {}, None)
-        norm = float(np.sqrt(row["params"] @ row["params"]))
-        self.kept["v"] = row["params"] / max(norm, 1e-30)
+        row = self._still() | {"params": self.kept["v"]}
+        v = self._push(row, {}, None)["params"]
+        norm = float(np.sqrt(v @ v))
+        v /= v.dtype.type(max(norm, 1e-30))
         return norm
 
     def _blow_up(self, name, norm, t):
