@@ -53,6 +53,7 @@ def tick_until(kill, act):
     Gradient.value = watched(Gradient.value)
     Gradient.with_pullback = watched(Gradient.with_pullback)
     Gradient.with_push = watched(Gradient.with_push)
+    Gradient.with_column = watched(Gradient.with_column)
     return lambda: seen[0]
 
 

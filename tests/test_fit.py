@@ -244,21 +244,22 @@ def test_paths_of_layers_and_weights():
 KILLED = Path(__file__).with_name("killed_fit.py")
 
 
-def run_killed(path, kind, kill=None):
-    command = [sys.executable, KILLED, str(path), kind, *([] if kill is None else [str(kill)])]
+def run_killed(path, *what):
+    command = [sys.executable, KILLED, str(path), *map(str, what)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
     return done.returncode, done.stdout.split()
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
-def test_a_killed_run_ends_with_the_same_numbers(tmp_path, kind):
-    code, (expected, taken) = run_killed("none", kind)
+@pytest.mark.parametrize("tuned", ["tower", "rtrl", "rank", "shared"])
+def test_a_killed_run_ends_with_the_same_numbers(tmp_path, tuned, kind):
+    code, (expected, taken) = run_killed("none", tuned, kind)
     path = tmp_path / "run.safetensors"
     assert code == 0
     for kill in (11, 9, 1):
-        code, _ = run_killed(path, kind, kill)
+        code, _ = run_killed(path, tuned, kind, kill)
         assert code == -9 and (path.exists() or kill < 3)
-    code, (found, rest) = run_killed(path, kind)
+    code, (found, rest) = run_killed(path, tuned, kind)
     assert (code, found) == (0, expected) and int(rest) < int(taken)
     assert not path.exists()
 
