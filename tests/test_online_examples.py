@@ -35,14 +35,34 @@ def test_how_a_race_is_counted():
 
 
 def test_starts(tmp_path):
-    found, values = run("starts", tmp_path)
-    assert len(values["layer rates"]) == 4 and values["layer rates by start"][0] != [1e-2]
+    found, _ = run("starts", tmp_path)
     assert found["fixed"][0] != found["online"][0]
+
+
+def test_full_length(tmp_path):
+    found, values = run("full_length", tmp_path)
+    assert values["online"]["rate"] != 0.001 and len(values["online"]["test loss"]) == 2
+    assert values["early stopping"]["fixed"] >= 0.0 < found["fixed"]["last"]
+    assert not (tmp_path / "full_length.safetensors").exists()
+
+
+def test_layer_rates(tmp_path):
+    found, values = run("layer_rates", tmp_path)
+    assert len(found["ends"]["1e-05"]) == 4 and min(found["spread"]["5e-06"]) > 2
+    assert values["meta 1e-05, from 0.01"]["learning_rate[0]"][-1] != 0.01
+
+
+def test_convolutions(tmp_path):
+    found, values = run("convolutions", tmp_path)
+    assert len({tuple(row) for row in found["4B"].values()}) == 3
+    paths = values["by layer from 0.1"]["paths"]
+    assert paths["learning_rate[0]"][-1] != paths["learning_rate[3]"][-1]
+    assert values["learning"]["paths"]["learning_rate"][0] == 0.3
 
 
 def test_outer_gradient(tmp_path):
     found, values = run("outer_gradient", tmp_path)
-    assert len(found) == 3
+    assert len(found) == 5
     names = ("training", "validation, batches of 100")
     paths = [values[name][0]["paths"]["learning_rate"] for name in names]
     assert paths[0] != paths[1] and paths[0][-1] != 0.1

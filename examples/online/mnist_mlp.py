@@ -27,7 +27,7 @@ class Problem:
         found = data.mnist() if name == "mnist" else data.digits()
         self.train = tuple(x[:part] for x in found.train)
         self.valid, self.test, self.batch = tuple(found.valid), tuple(found.test), batch
-        self.valid_batch = valid_batch or batch
+        self.valid_batch = min(valid_batch or batch, len(self.valid[0]))
         self.sizes = (self.train[0].shape[1], *WIDTHS)
         self.epoch = len(self.train[0]) // batch  # steps
 
@@ -67,24 +67,27 @@ class Problem:
         """(what there is to record, Paths or None where it diverged).
 
         "test loss": after each epoch; "valid loss": at the end; "seconds" of processor time, which
-        includes the test losses. A loss that diverged is 1e9, as JSON has no infinity.
+        includes the test losses. A loss that diverged is 1e9, as JSON has no infinity. options: of
+        `fit`; with save= a training that was killed goes on, and has the seconds since.
         """
-        steps, curve, began = int(epochs * self.epoch), [], process_time()
+        steps, began, report = int(epochs * self.epoch), process_time(), rg.Report()
+        ends, seen = lambda t: t and t % self.epoch == 0, []
 
         def watch(t, params):
-            if t and t % self.epoch == 0:
-                curve.append(self.test_loss(params))
-            return 0.0
+            if not ends(t):
+                return 0.0
+            seen.append(self.test_loss(params))
+            return seen[-1]
 
-        given = {"steps": steps, "watch": watch} | options
+        given = {"steps": steps, "watch": watch, "report": report} | options
         batches = rg.minibatches(self.train, self.batch, seed)
         try:
             trained, paths = rg.fit(self.loss, self.params(seed), optimizer, batches, **given)
         except (rg.NotFinite, rg.LeftDomain) as error:
-            curve += [DIVERGED] * (-(-steps // self.epoch) - len(curve))
+            curve = seen + [DIVERGED] * (-(-steps // self.epoch) - len(seen))
             found = {"valid loss": DIVERGED, "error": str(error)}
             return {"test loss": curve, "seconds": process_time() - began} | found, None
-        curve.append(self.test_loss(trained))
+        curve = [x for t, x in enumerate(report.watched) if ends(t)] + [self.test_loss(trained)]
         valid = float(self.loss(trained, None, self.valid))
         found = {"test loss": curve, "seconds": process_time() - began, "valid loss": valid}
         return found, paths

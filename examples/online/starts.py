@@ -1,13 +1,12 @@
-"""Figures 3 and 4A: where it starts matters less when rate and decay learn online.
+"""Figure 3: where it starts matters less when rate and decay learn online.
 
     python examples/online/starts.py [--quick] [--data digits] [--folder docs/reproduction]
 
 Final test losses over a grid of initial rates and decays, for rates that stay, fall along a cosine,
 in steps or exponentially (each to a hundredth), and that learn online: one rate and one decay, one
 for each layer exactly (8 rows of influence), or for each layer from one shared row, which is what
-the paper calls layerwise. Figure 4A: the rates of the layers over the first 2,500 steps from three
-starts. The paper trains for 100 epochs, over a grid that it does not give; here there are 3
-epochs, and rates from 0.001 to 0.3.
+the paper calls layerwise. The paper trains for 100 epochs, over a grid that it does not give; here
+there are 3 epochs, and rates from 0.001 to 0.3. `full_length.py` has 100.
 """
 
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Literal
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from mnist_mlp import Problem, as_floats, thinned
+from mnist_mlp import Problem
 from tqdm import tqdm
 
 import revgrad as rg
@@ -32,14 +31,10 @@ FIGURE_3 = {  # median, lowest and highest test loss on MNIST
     "online": (0.069, 0.066, 0.073),
     "layers, shared": (0.069, 0.066, 0.075),
 }
-LAYER_RATES = {0: 0.10, 1: 0.042, 2: 0.055, 3: 0.07}
 PAPER = {
     f"{name}: {what} test loss (paper: 100 epochs)": (x, f"final/{name}/{k}")
     for name, row in FIGURE_3.items()
     for k, (what, x) in enumerate(zip(("median", "lowest", "highest"), row, strict=True))
-} | {
-    f"rate of layer {k + 1} after 2,500 steps": (x, f"layer rates/{k}")
-    for k, x in LAYER_RATES.items()
 }
 
 
@@ -52,7 +47,6 @@ class Settings:
     meta: float = 1e-4
     rates: tuple[float, ...] = (0.001, 0.03, 0.3)
     decays: tuple[float, ...] = (1e-4,)
-    layer_starts: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
 
 
 def optimizer(s, problem, method, rate, decay):
@@ -78,16 +72,9 @@ def by_layer(problem, rate, decay, meta, **options):
     return learns.with_hyper({"learning_rate": [rate] * 4})
 
 
-def layer_rates(problem, s, start):
-    """The four rates over the first 2,500 steps."""
-    learns = by_layer(problem, start, 0.0, s.meta, shared=True)
-    _, paths = problem.run(learns, s.epochs, steps=20 if s.quick else 2500)
-    return thinned(paths)
-
-
 def main(s):
     if s.quick:
-        s.epochs, s.rates, s.decays, s.layer_starts = 1, (0.1,), (1e-4,), (1e-2,)
+        s.epochs, s.rates, s.decays = 1, (0.1,), (1e-4,)
     problem, record = Problem(s.data), Record(s.folder / "starts.json", s)
     starts = [(rate, decay) for rate in s.rates for decay in s.decays]
     final = {}
@@ -100,38 +87,25 @@ def main(s):
             losses.append(row["test loss"][-1])
         final[method] = [np.median(losses), min(losses), max(losses), losses]
     record["final"] = final
-    paths = {
-        start: record.once(f"layers from {start:g}", lambda a=start: layer_rates(problem, s, a))
-        for start in s.layer_starts
-    }
-    ends = [[path[f"learning_rate[{k}]"][-1] for path in paths.values()] for k in range(4)]
-    record["layer rates"], record["layer rates by start"] = np.mean(ends, axis=1), ends
     record.finish()
-    draw(s, final, paths)
-    return {name: row[:3] for name, row in final.items()} | {"layer rates": ends}
+    draw(s, final)
+    return {name: row[:3] for name, row in final.items()}
 
 
-def draw(s, final, paths):
-    left, right = plt.figure(figsize=(11, 4), layout="constrained").subplots(1, 2)
+def draw(s, final):
+    ax = plt.figure(figsize=(7, 4), layout="constrained").subplots()
     rng = np.random.default_rng(0)
     for k, (name, (median, *_, losses)) in enumerate(final.items()):
         at = k + rng.uniform(-0.15, 0.15, len(losses))
-        left.plot(at, losses, "o", color="#0072b2", alpha=0.6)
-        left.plot([k - 0.3, k + 0.3], [median] * 2, color="#d55e00")
+        ax.plot(at, losses, "o", color="#0072b2", alpha=0.6)
+        ax.plot([k - 0.3, k + 0.3], [median] * 2, color="#d55e00")
         if name in FIGURE_3:
-            left.plot([k - 0.3, k + 0.3], FIGURE_3[name][:1] * 2, ":", color="0.4")
-    left.set_xticks(range(len(final)), final, rotation=20)
-    left.set(yscale="log", ylabel=f"test loss after {s.epochs} epochs (nats)")
-    left.set_title("bars: median; dotted: the paper's, 100 epochs", fontsize=10)
-    for path, style in zip(paths.values(), ("-", "--", ":"), strict=False):
-        for k, colour in enumerate(("#0072b2", "#d55e00", "#009e73", "#cc79a7")):
-            label = f"layer {k + 1}" if style == "-" else None
-            rates = as_floats(path[f"learning_rate[{k}]"])
-            right.plot(path["step"], rates, style, color=colour, label=label)
-    right.set(xlabel="step", ylabel="learning rate of the layer", yscale="log")
-    right.legend(frameon=False)
-    left.figure.savefig(s.folder / "starts.png", dpi=90)
-    plt.close(left.figure)
+            ax.plot([k - 0.3, k + 0.3], FIGURE_3[name][:1] * 2, ":", color="0.4")
+    ax.set_xticks(range(len(final)), final, rotation=20)
+    ax.set(yscale="log", ylabel=f"test loss after {s.epochs} epochs (nats)")
+    ax.set_title("bars: median; dotted: the paper's, 100 epochs", fontsize=10)
+    ax.figure.savefig(s.folder / "starts.png", dpi=90)
+    plt.close(ax.figure)
 
 
 if __name__ == "__main__":
