@@ -52,11 +52,10 @@ class Settings:
 def optimizer(s, problem, method, rate):
     if method == "fixed":
         return rg.SGD(rate)
-    options = {"bounds": {"weight_decay": (0.0, AT_MOST)}, "shared": method == "by layer"}
-    learns = problem.oho(rate, 0.0, s.meta, **options)
-    layers = [rate] * 4, [0.0] * 4
-    by_name = dict(zip(("learning_rate", "weight_decay"), layers, strict=True))
-    return learns.with_hyper(by_name) if method == "by layer" else learns
+    many, bounds = method == "by layer", {"weight_decay": (0.0, AT_MOST)}
+    learns = problem.oho(rate, 0.0, s.meta, bounds=bounds, shared=many)
+    layers = {"learning_rate": [rate] * 4, "weight_decay": [0.0] * 4}
+    return learns.with_hyper(layers) if many else learns
 
 
 def run(problem, made, epochs, **options):
@@ -68,30 +67,23 @@ def figure_4b(s, problem, record):
     found = {}
     for method in METHODS:
         for rate in tqdm(s.rates, desc=method):
-            made = optimizer(s, problem, method, rate)
-            found[method, rate] = record.once(
-                f"{method} from {rate:g}", lambda o=made: run(problem, o, s.epochs)
-            )
+            made, name = optimizer(s, problem, method, rate), f"{method} from {rate:g}"
+            found[method, rate] = record.once(name, lambda o=made: run(problem, o, s.epochs))
     ends = {m: sorted(found[m, rate]["test loss"][-1] for rate in s.rates) for m in METHODS}
     record["4B"] = {m: [x[0], float(np.median(x)), x[-1]] for m, x in ends.items()}
-    record["best on the way"] = {
-        m: float(np.mean([min(found[m, rate]["test loss"]) for rate in s.rates])) for m in METHODS
-    }
     return found
 
 
 def figure_6(s, problem, record):
-    made, half = optimizer(s, problem, "one rate", s.rates[0]), s.epochs / 2
-    given = rg.minibatches(problem.train, problem.batch, 0), int(half * problem.epoch)
-    params, fresh, found = None, problem.params, {}
-    for name in ("left there", "learning"):
-        kind = "fixed" if name == "left there" else "one rate"
-        after = optimizer(s, problem, kind, s.bad)
-        if name not in record and params is None:
-            params, _ = rg.fit(problem.loss, fresh(0), made, given[0], steps=given[1])
-        problem.params = lambda seed, params=params: params
+    """From where a training that learns is after half of the epochs."""
+    made, half, found = optimizer(s, problem, "one rate", s.rates[0]), s.epochs / 2, {}
+    given = problem.params(0), made, rg.minibatches(problem.train, problem.batch, 0)
+    if "learning" not in record:
+        params, _ = rg.fit(problem.loss, *given, steps=int(half * problem.epoch))
+        problem.params = lambda seed: params
+    for name, method in (("left there", "fixed"), ("learning", "one rate")):
+        after = optimizer(s, problem, method, s.bad)
         found[name] = record.once(name, lambda o=after: run(problem, o, half, seed=1))
-    problem.params = fresh
     record["6"] = {name: row["test loss"][-1] for name, row in found.items()}
     return found
 
@@ -103,7 +95,7 @@ def main(s):
     found, after = figure_4b(s, problem, record), figure_6(s, problem, record)
     record.finish()
     draw(s, found, after)
-    return {key: record[key] for key in ("4B", "best on the way", "6")}
+    return {key: record[key] for key in ("4B", "6")}
 
 
 def draw(s, found, after):

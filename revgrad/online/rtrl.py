@@ -58,8 +58,9 @@ class RTRL(Tuner):
     limit: a norm of an influence beyond which `fit` stops, with advice.
 
     Time: a validation gradient and a Hessian product for each number that learns (or row that is
-    carried) per step; memory: a vector like the optimizer's state for each. `Paths` has "valid
-    loss" and "influence of NAME", the Frobenius norm of d params / d NAME, besides what learns.
+    carried) per step; memory: vectors like the optimizer's state for each, and two like the
+    params. `Paths` has "valid loss" and "influence of NAME", the Frobenius norm of d params / d
+    NAME, besides what learns.
     With transforms, influences and bounds are of the raw numbers; factors near 1, as Adam's b1 and
     b2, want one ("sigmoid").
     Raises, in `fit`: NotFinite where an influence grows without bound; TypeError, ValueError.
