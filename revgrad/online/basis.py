@@ -12,12 +12,19 @@ class Basis:
     def __init__(self, level, values, moving):
         self.level, self.values, self.moving = level, values, moving
         self.spans, self.size = level.knobs.spans, level.knobs.layout.size
+        self.kept = {}  # directions that never change, and are only numbers
 
     def unit(self, k):
         """Tangents of one number: (those of hyperparameters, those of the loss's hyper)."""
+        if k in self.kept:
+            return self.kept[k]
         one = np.zeros(self.size)
         one[k] = 1
-        return self.along(one)
+        by_name, of_hyper = found = self.along(one)
+        still = of_hyper is None and self.level.knobs.maps.keys().isdisjoint(by_name)
+        if still and all(type(x) is float for x in by_name.values()):
+            self.kept[k] = found
+        return found
 
     def along(self, direction):
         knobs, found = self.level.knobs, {}
@@ -69,7 +76,8 @@ class BoundedKnobs(Knobs):
 
     def check(self, step):
         if step is not None:
-            np.clip(self.raw, self.low, self.high, out=self.raw)
+            np.maximum(self.raw, self.low, out=self.raw)
+            np.minimum(self.raw, self.high, out=self.raw)
         super().check(step)
 
 

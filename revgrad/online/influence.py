@@ -38,10 +38,15 @@ class Exact:
 
     def __init__(self, basis, state, _options):
         self.basis, self.rows = basis, Rows(basis.size, state)
+        self.squares = [0.0] * self.rows.count  # of the lengths of what is of the params
 
     def follow(self, push, _t):
         for k in range(self.rows.count):
-            push(self.rows[k], *self.basis.unit(k))
+            self._follow(push, k, *self.basis.unit(k))
+
+    def _follow(self, push, k, knobs, hyper):
+        x = push(self.rows[k], knobs, hyper)["params"]
+        self.squares[k] = x @ x  # now that it is in cache
 
     def slope(self, ct):
         """Derivative of the loss by what learns, from its cotangent of the params."""
@@ -49,7 +54,7 @@ class Exact:
 
     def norms(self):
         """Name -> Frobenius norm of d params / d that hyperparameter."""
-        squares = homes.home(np.stack([x @ x for x in self.rows.params])).astype(float)
+        squares = homes.home(np.stack(self.squares)).astype(float)
         return {n: float(np.sqrt(squares[s].sum())) for n, s in self.basis.spans.items()}
 
     def clear(self):
@@ -70,11 +75,11 @@ class Shared(Exact):
 
     def __init__(self, basis, state, _options):
         self.basis, self.names = basis, basis.shared()
-        self.rows = Rows(len(self.names), state)
+        self.rows, self.squares = Rows(len(self.names), state), [0.0] * len(self.names)
 
     def follow(self, push, _t):
         for k, (_, span) in enumerate(self.names):
-            push(self.rows[k], *self.basis.together(span))
+            self._follow(push, k, *self.basis.together(span))
 
     def slope(self, ct):
         out = np.empty(self.basis.size)
@@ -84,9 +89,9 @@ class Shared(Exact):
 
     def norms(self):
         found = {}
-        for row, (_, span) in zip(self.rows.params, self.names, strict=True):
+        for square, (_, span) in zip(self.squares, self.names, strict=True):
             name = next(n for n, s in self.basis.spans.items() if s.start <= span.start < s.stop)
-            found[name] = float(np.hypot(found.get(name, 0.0), np.sqrt(float(row @ row))))
+            found[name] = float(np.sqrt(found.get(name, 0.0) ** 2 + square))
         return found
 
 
