@@ -43,7 +43,7 @@ class Settings:
     epochs: int = 200
     rate: float = 0.1
     meta: float = 1e-4
-    seeds: int = 2
+    seeds: int = 1
     valid_batches: tuple[int, ...] = (100, 500, 1000)
     fixed: tuple[float, ...] = (0.1, 0.3)
     decay_at_most: float = 0.1
