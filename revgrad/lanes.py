@@ -35,6 +35,8 @@ class Lanes:
         self.local, self.together = threading.local(), together
         self.places = homes.of_lanes(second)
         self.parts = with_open_captures(f, lambda f: self._record(f, first, second, count))
+        if self.places is not None:  # from now on what matters is where they are
+            self.places = [homes.empty_beside(0, np.float64, x) for x in self.places]
         self.replaces = (), *([replaces] * len(self.widths))
 
     def _record(self, f, first, second, count):

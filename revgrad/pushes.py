@@ -26,7 +26,8 @@ class GradientPush:
         ends = np.cumsum([0, *(np.size(x) for x in leaves)]).tolist()
         kinds = {dtype_of(x) for x in leaves}
         self.dtype = kinds.pop() if len(kinds) == 1 else np.dtype(np.float64)
-        self.size, self.local, self.at = ends[-1], threading.local(), leaves[0]
+        self.size, self.local = ends[-1], threading.local()
+        self.at = homes.empty_beside(0, self.dtype, leaves[0])
 
         def split(v):
             spans = zip(ends, ends[1:], leaves, strict=False)

@@ -59,7 +59,9 @@ class Replay:
         self.vectors = [_vector(outputs[k][s], self.homes) for k, s in together]
         ways = list(zip(inputs, outputs, replaces, strict=False))
         pairs = [(out[k], ins[j]) for ins, out, places in ways for k, j in places]
-        self.into = {x: y for x, y in pairs if isinstance(x, Var) and kind_of(y.value) is np.ndarray}
+        self.into = {
+            x: y for x, y in pairs if isinstance(x, Var) and kind_of(y.value) is np.ndarray
+        }
         self.phases, self.borrow, self.together = phases, borrow, together
         self.flat = [i for phase in phases for i in phase]
         self.last = self._last_uses(inputs, outputs)

@@ -63,12 +63,13 @@ class Problem:
         tuned_by = rg.RTRL(*given, by_name, **options)
         return rg.SGD(rate, weight_decay=decay, tuned_by=tuned_by)
 
-    def run(self, optimizer, epochs, seed=0, **options):
+    def run(self, optimizer, epochs, seed=0, until=0.0, **options):
         """(what there is to record, Paths or None where it diverged).
 
         "test loss": after each epoch; "valid loss": at the end; "seconds" of processor time, which
-        includes the test losses. A loss that diverged is 1e9, as JSON has no infinity. options: of
-        `fit`; with save= a training that was killed goes on, and has the seconds since.
+        includes the test losses. A loss that diverged is 1e9, as JSON has no infinity. until: a
+        test loss that ends the training. options: of `fit`; with save= a training that was killed
+        goes on, and has the seconds since.
         """
         steps, began, report = int(epochs * self.epoch), process_time(), rg.Report()
         ends, seen = lambda t: t and t % self.epoch == 0, []
@@ -79,7 +80,11 @@ class Problem:
             seen.append(self.test_loss(params))
             return seen[-1]
 
-        given = {"steps": steps, "watch": watch, "report": report} | options
+        def stop(t, _):
+            if seen and seen[-1] <= until:
+                raise rg.StopRun
+
+        given = {"steps": steps, "watch": watch, "report": report, "callback": stop} | options
         batches = rg.minibatches(self.train, self.batch, seed)
         try:
             trained, paths = rg.fit(self.loss, self.params(seed), optimizer, batches, **given)
@@ -87,7 +92,8 @@ class Problem:
             curve = seen + [DIVERGED] * (-(-steps // self.epoch) - len(seen))
             found = {"valid loss": DIVERGED, "error": str(error)}
             return {"test loss": curve, "seconds": process_time() - began} | found, None
-        curve = [x for t, x in enumerate(report.watched) if ends(t)] + [self.test_loss(trained)]
+        curve = [x for t, x in enumerate(report.watched) if ends(t)]
+        curve += [self.test_loss(trained)] if len(report.watched) == steps else []
         valid = float(self.loss(trained, None, self.valid))
         found = {"test loss": curve, "seconds": process_time() - began, "valid loss": valid}
         return found, paths
