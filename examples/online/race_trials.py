@@ -17,7 +17,7 @@ class Race:
     def __init__(self, s, once):
         self.s, self.once, self.problem = s, once, Problem(s.data)
 
-    def trial(self, method, suggest):
+    def trial(self, method, suggest, until=0.0):
         """A training: what was suggested for it, and what came of it."""
         used = {}
 
@@ -26,7 +26,7 @@ class Race:
             return used[name]
 
         made = optimizer(method, keep, self.s.epochs * self.problem.epoch)
-        return {"at": used} | self.problem.run(made, self.s.epochs)[0]
+        return {"at": used} | self.problem.run(made, self.s.epochs, until=until)[0]
 
     def at_random(self, method, k):
         rng = np.random.default_rng((METHODS.index(method), k))
@@ -34,14 +34,15 @@ class Race:
         return self.once(f"{method}, random {k}", lambda: self.trial(method, draw))
 
     def searched(self, method, seed):
-        """Trials of a TPE search on the validation loss, until one arrives."""
+        """Trials of a TPE search on the validation loss, until one arrives, which ends it."""
         sampler = optuna.samplers.TPESampler(n_startup_trials=3, seed=seed)
         study, rows = optuna.create_study(sampler=sampler), []
         for k in range(self.s.trials):
             asked = study.ask()
             suggest = lambda name, low, high, a=asked: a.suggest_float(name, low, high, log=True)
             name = f"{method}, Bayesian {seed}, trial {k}"
-            rows.append(self.once(name, partial(self.trial, method, suggest)))
+            trial = partial(self.trial, method, suggest, until=self.s.target)
+            rows.append(self.once(name, trial))
             if not asked.params:  # from the record: let the sampler draw what it drew then
                 optimizer(method, suggest, 10)
             study.tell(asked, min(rows[-1]["valid loss"], 10.0))
@@ -53,7 +54,7 @@ class Race:
         """A rate and a decay that learn, from a rate drawn at random and no decay."""
         rng = np.random.default_rng(k)
         draw = lambda low, high: float(np.exp(rng.uniform(np.log(low), np.log(high))))
-        at = {"rate": draw(1e-3, 0.3), "meta": draw(3e-5, 3e-4)}
+        at = {"rate": draw(1e-3, 0.3), "meta": draw(1e-5, 1e-4)}
         learns = self.problem.oho(at["rate"], 0.0, at["meta"])
         run = lambda: {"at": at} | self.problem.run(learns, self.s.epochs)[0]
         return self.once(f"online {k}", run)
