@@ -174,9 +174,8 @@ class Entry:
 
     def rest(self):
         """Give back this thread's buffers, until the next call."""
-        if hasattr(self.local, "replay"):
-            self.local.replay.space.clear()  # which its functions belong to: a cycle
-            del self.local.replay
+        for replay in vars(self.local).pop("replays", ()):
+            replay.space.clear()  # which its functions belong to: a cycle
 
 
 class TwoPhase:

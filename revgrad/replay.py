@@ -62,7 +62,7 @@ class Replay:
         self.into = {
             x: y for x, y in pairs if isinstance(x, Var) and kind_of(y.value) is np.ndarray
         }
-        self.phases, self.borrow, self.together = phases, borrow, together
+        self.phases, self.borrow = phases, borrow
         self.flat = [i for phase in phases for i in phase]
         self.last = self._last_uses(inputs, outputs)
         self.inputs = {x for phase in inputs for x in phase}
