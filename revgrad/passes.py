@@ -6,12 +6,12 @@ statements say, `advance` and `can_pull` say so, and the program goes statement 
 
 import weakref
 from functools import lru_cache, partial
+from types import FunctionType
 
 import numpy as np
 
 from revgrad._ext import homes
 from revgrad._ext.fused import cotangent_before
-from revgrad.captures import Captured
 from revgrad.fixed import FusedStep, Segments, kinds_of
 from revgrad.statements import OF_LOSS, Scale, global_norm
 from revgrad.step import Point, pull_function, wide
@@ -145,11 +145,21 @@ class Passes:
 def _plans_of(statements, order, variables):
     """What runs with such statements have made before: an expression, and plans of four steps."""
     functions = [s.by if isinstance(s, Scale) else s.delta for s in statements]
-    captured = Captured(*functions).now()
-    if captured is None:  # something traced
+    if not all(map(_is_ours, functions)):
         return tuple({} for _ in range(5))
-    form = [(type(s), s.target, s.reads, getattr(s, "above_one", None)) for s in statements]
-    return _plans((captured, *form, order, variables))
+    form = [
+        (s.target, s.reads, getattr(s, "above_one", None), getattr(f, "__code__", f))
+        for s, f in zip(statements, functions, strict=True)
+    ]
+    return _plans((*form, order, variables))
+
+
+def _is_ours(function):
+    """Whether a name, a number or a function of revgrad's own, which reads nothing that changes."""
+    if isinstance(function, (str, int, float)):
+        return True
+    plain = isinstance(function, FunctionType) and function.__closure__ is None
+    return plain and str(function.__module__).startswith("revgrad.") and not function.__kwdefaults__
 
 
 @lru_cache(64)

@@ -5,6 +5,7 @@ from collections import OrderedDict
 import numpy as np
 import optree
 
+from revgrad import blas
 from revgrad._ext import homes
 from revgrad.captures import Captured
 from revgrad.compiled import Entry, gradient_with_products, is_dynamic, signature
@@ -18,11 +19,15 @@ _kept = OrderedDict()
 
 
 def recordings(f, loss, *form):
-    """The Recordings of f, which does nothing but call `loss` in a way that `form` says."""
+    """The Recordings of f, which does nothing but call `loss` in a way that `form` says.
+
+    For as many BLAS threads as there are now: with others products that are computed in other ways
+    (`narrow`, `stacked`) may have other bits.
+    """
     captured = Captured(loss).now()
     if captured is None:  # something traced
         return Recordings(f)
-    key = (captured, *form)
+    key = (captured, blas.threads(), *form)
     try:
         found = _kept.setdefault(key, Recordings(f))
     except TypeError:  # something in the form is not hashable

@@ -10,6 +10,7 @@ from heapq import heappop, heappush
 
 import numpy as np
 
+from revgrad.blas import threads
 from revgrad.narrow import operands, random
 from revgrad.record import Instruction, Var
 from revgrad.tape import Primitive
@@ -65,7 +66,7 @@ def _fits(i):
         return False
     left, _, out = values
     order = "C" if left.flags.c_contiguous else "F"
-    return _same_bits(left.shape, order, out.shape[1], out.dtype)
+    return _same_bits(left.shape, order, out.shape[1], out.dtype, threads())
 
 
 def _alike(one, other):
@@ -79,7 +80,7 @@ def _pair(one, other):
 
 
 @lru_cache(256)
-def _same_bits(shape, order, columns, dtype):
+def _same_bits(shape, order, columns, dtype, _threads):
     left, right = random(shape, dtype, order), random((2, shape[1], columns), dtype)
     expected = left @ right[0], left @ right[1]
     found = [np.empty_like(x) for x in expected]

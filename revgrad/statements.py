@@ -22,7 +22,6 @@ be read by the statements of other such variables alone.
 
 import inspect
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
 from types import NoneType
 from typing import Any, ClassVar
 
@@ -116,7 +115,6 @@ def _set(frozen, name, value):
     object.__setattr__(frozen, name, value)
 
 
-@lru_cache(1024)
 def _argument_names(function, required=False):
     parameters = inspect.signature(function).parameters.items()
     return tuple(k for k, p in parameters if not required or p.default is inspect.Parameter.empty)

@@ -13,6 +13,7 @@ PACKAGE = Path(revgrad.__file__).parent
 # Lowest first. Real numbers and integers are two columns that do not know each other; `program` is
 # where they meet. A name stands for the module and, if it is a package, for all inside.
 REALS = (
+    "blas",
     "tape",
     "arrays",
     "rules",
@@ -30,7 +31,6 @@ REALS = (
 )
 INTEGERS = ("_ext", "ratio", "files", "buffer", "fixed")
 MIDDLE = (
-    "blas",
     "report",
     "hyper",
     "state",

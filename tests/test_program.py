@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from itertools import count
 from math import log2
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -460,28 +461,42 @@ def test_statements_read_the_snapped_factor():
 SLOWER = 1.0
 
 
-def test_plans_of_a_step_are_made_anew_when_what_its_functions_read_has_changed(monkeypatch):
-    """They are kept from run to run."""
+@dataclass(frozen=True, eq=False)
+class Times:
+    by: float
 
-    @dataclass(frozen=True)
-    class Descent(rg.optimizers.Optimizer):
-        learning_rate: object
-        statements = (
-            rg.optimizers.Add("params", lambda g, learning_rate: -learning_rate * g / SLOWER),
-        )
+    def __call__(self, g, learning_rate):
+        return -learning_rate * g * self.by
 
-    made = []
-    plan = fused.Plan.__init__
-    monkeypatch.setattr(fused.Plan, "__init__", lambda *args: (made.append(1), plan(*args))[1])
 
-    def trained():
+def test_plans_are_kept_for_functions_that_read_nothing_else(monkeypatch):
+    """And made anew for others: here of a global, of an object's attribute, of a callable."""
+    made, plan = [], fused.Plan.__init__
+    counting = lambda *args: (made.append(1), plan(*args))[1]
+    monkeypatch.setattr(fused.Plan, "__init__", counting)
+    box = SimpleNamespace(by=1.0)
+
+    def descent(delta):
+        @dataclass(frozen=True)
+        class Descent(rg.optimizers.Optimizer):
+            learning_rate: object
+            statements = (rg.optimizers.Add("params", delta),)
+
+        return Descent
+
+    def trained(optimizer):
         f = lambda rate: np.sum(
-            rg.train(lambda p, _, __: np.sum(p**2), np.ones(3), Descent(rate), [None], steps=2)
+            rg.train(lambda p, _, __: np.sum(p**2), np.ones(3), optimizer(rate), [None], steps=2)
         )
         return rg.value_and_grad(f)(0.25)
 
-    assert trained() == pytest.approx((0.75, -6.0), abs=1e-9)  # 3 (1 - 2 rate)^2
-    count = len(made)
-    assert trained() == pytest.approx((0.75, -6.0), abs=1e-9) and len(made) == count > 0
+    once, half = pytest.approx((0.75, -6.0), abs=1e-9), pytest.approx((1.6875, -4.5), abs=1e-9)
+    assert trained(rg.SGD) == once
+    made.clear()
+    assert trained(rg.SGD) == once and not made
+    of_global = descent(lambda g, learning_rate: -learning_rate * g / SLOWER)
+    of_box = descent(lambda g, learning_rate: -learning_rate * g * getattr(box, "by"))  # noqa: B009
+    assert trained(of_global) == trained(of_box) == trained(descent(Times(1.0))) == once
     monkeypatch.setattr(f"{__name__}.SLOWER", 2.0)
-    assert trained() == pytest.approx((1.6875, -4.5), abs=1e-9) and len(made) > count
+    box.by = 0.5
+    assert trained(of_global) == trained(of_box) == trained(descent(Times(0.5))) == half

@@ -1,13 +1,17 @@
 """A gradient and its product with a direction that is known before it, from stacked products."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import revgrad as rg
 from revgrad import stacked as stacked_module
 from revgrad._ext.fused import cotangent_before
 from revgrad.compiled import TwoPhase, gradient_with_products
 from revgrad.nn import softmax_cross_entropy
+from revgrad.optimizers import Add, Optimizer, Scale
 from revgrad.passes import _pull
 from revgrad.record import record
 from revgrad.stacked import STACKED, StackedProduct, stacked
@@ -149,3 +153,63 @@ def test_products_that_need_each_other_are_left_apart():
     program = record(lambda x, y: [x @ (x.T @ (x @ y)), x @ np.tanh(y) - 1], [x, y])
     (pair,) = [i for i in stacked(program.instructions) if i.primitive is STACKED]
     assert [v.value.shape for v in pair.outputs] == [(500, 9)] * 2
+
+
+def hypergradients(loss, start, batches, optimizer=rg.Momentum):
+    """By Reversible and Stored, of the learning rate."""
+
+    def final(rate, adjoint):
+        trained = rg.train(loss, start, optimizer(rate), batches, steps=6, adjoint=adjoint)
+        return sum(np.sum(x**2) for x in trained.values())
+
+    return [rg.grad(final)(0.01, adjoint) for adjoint in (rg.Reversible(), rg.Stored())]
+
+
+def data(rows, columns, dtype=np.float64):
+    return np.random.default_rng(0).standard_normal((rows, columns)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_transposed_weights_are_reversed(dtype):
+    """Of a transposed right factor BLAS may make other bits."""
+    x, start = data(2000, 70, dtype), {"w": data(2, 70, dtype) / 10}
+    reversible, stored = hypergradients(lambda p, _, x: np.mean((x @ p["w"].T) ** 2), start, [x])
+    assert reversible == stored
+
+
+def test_a_product_of_a_matrix_with_itself_is_reversed():
+    """BLAS takes another path for x.T @ x."""
+    x, start = data(43_690, 6, np.float32), {"w": data(6, 6, np.float32)}
+
+    def loss(p, _, x):
+        y = np.tanh(x @ p["w"])
+        return np.mean(((x.T @ x) / len(x) - (x.T @ y) / len(x)) ** 2)
+
+    reversible, stored = hypergradients(loss, start, [x])
+    assert reversible == stored
+
+
+@pytest.mark.parametrize("columns", [6, 7, 10])
+def test_a_recording_is_for_one_number_of_blas_threads(columns):
+    x, start = data(400, 420), {"w": data(420, columns) / 20}
+    loss = lambda p, _, x: np.mean(np.tanh(x @ p["w"]) ** 2)
+    for threads in (2, 1, 2):
+        with threadpool_limits(threads, user_api="blas"):
+            reversible, stored = hypergradients(loss, start, [x])
+        assert reversible == stored
+
+
+def test_a_direction_that_is_zero_is_not_stacked():
+    @dataclass(frozen=True, eq=False)
+    class Signs(Optimizer):
+        learning_rate: object
+        statements = (
+            Scale("velocity", 0.5),
+            Add("velocity", lambda g: np.sign(g)),
+            Add("params", lambda velocity, learning_rate: -learning_rate * velocity),
+        )
+
+    x, start = data(420, 400, np.float32), {"w": data(400, 7, np.float32)}
+    loss = lambda p, _, x: np.mean(np.tanh(x @ p["w"]) ** 2)
+    reversible, stored = hypergradients(loss, start, [x], Signs)
+    assert reversible == stored

@@ -9,6 +9,7 @@ optimisation needs none. A training that is killed goes on from its own save fil
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 import revgrad as rg
 from revgrad.records import Record
 
+DIVERGED = 1e9  # what `Problem.run` records then
 PAPER = {  # medians of figure 3
     "test loss, online": (0.069, "online/last"),
     "test loss, fixed": (0.119, "fixed/last"),
@@ -39,11 +41,13 @@ class Settings:
     fixed: float = 0.1
 
 
-def trained(s, problem, made):
-    save = {"save": s.folder / "full_length.safetensors", "save_every": 500}
-    row, paths = problem.run(made, s.epochs, progress=True, **save)
+def trained(s, problem, made, name):
+    save = s.folder / f"full_length {name}.safetensors"
+    row, paths = problem.run(made, s.epochs, progress=True, save=save, save_every=500)
+    save.unlink(missing_ok=True)  # of a run that diverged
     curve = row["test loss"]
     found = {"test loss": curve, "last": curve[-1], "lowest": min(curve)}
+    found["epochs before it diverged"] = int(np.sum(np.array(curve) < DIVERGED))
     if paths:
         ends = {"rate": paths["learning_rate"][-1], "decay": paths["weight_decay"][-1]}
         found |= ends | {"paths": thinned(paths)}
@@ -57,7 +61,7 @@ def main(s):
     cases = {"online": problem.oho(s.rate, 0.0, s.meta), "fixed": rg.SGD(s.fixed)}
     rows = {}
     for name, made in tqdm(cases.items()):
-        rows[name] = record.once(name, lambda made=made: trained(s, problem, made))
+        rows[name] = record.once(name, partial(trained, s, problem, made, name))
     record["early stopping"] = {name: row["last"] - row["lowest"] for name, row in rows.items()}
     record.finish()
     draw(s, rows)
@@ -68,18 +72,19 @@ def main(s):
 def draw(s, rows):
     left, right = plt.figure(figsize=(11, 4), layout="constrained").subplots(1, 2)
     for (name, row), colour in zip(rows.items(), ("#0072b2", "0.6"), strict=True):
-        losses = row["test loss"]
+        losses = [x for x in row["test loss"] if x < DIVERGED]
         left.plot(np.arange(1, len(losses) + 1), losses, color=colour, label=name)
     for what, (loss, _) in [*PAPER.items()][:2]:
         left.axhline(loss, ls=":", lw=0.8, color="0.3")
         left.annotate(f"paper, {what}", (1, loss), fontsize=8, va="bottom")
     left.set(xlabel="epoch", ylabel="test loss (nats)", yscale="log")
     left.legend(frameon=False)
-    path = {name: as_floats(x) for name, x in rows["online"]["paths"].items()}
-    right.plot(path["step"], path["learning_rate"], color="#0072b2", label="rate")
-    right.plot(path["step"], 1000 * path["weight_decay"], color="#009e73", label="1000 x decay")
     right.set(xlabel="step", ylabel="learned")
-    right.legend(frameon=False)
+    if "paths" in rows["online"]:
+        path = {name: as_floats(x) for name, x in rows["online"]["paths"].items()}
+        right.plot(path["step"], path["learning_rate"], color="#0072b2", label="rate")
+        right.plot(path["step"], 1000 * path["weight_decay"], color="#009e73", label="1000 x decay")
+        right.legend(frameon=False)
     left.figure.savefig(s.folder / "full_length.png", dpi=90)
     plt.close(left.figure)
 

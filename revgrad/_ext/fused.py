@@ -241,6 +241,8 @@ def cotangent_before(
                     found = found + x
     except NotFusible:
         return None
+    if not is_vector(found):
+        return None
     made = Numbers([found])
     return None if made.sums or vectors & {*made.names} else made
 
