@@ -5,7 +5,8 @@
 The paper's MNIST setting as it is: 50,000 images, 100 epochs, a rate from 0.001 and a decay from 0,
 steps of 5e-6 (and of 5e-8 for the decay). Beside it a rate that stays at 0.1. What early stopping
 would have gained is the last test loss less the lowest along the way; section 6.5 says that online
-optimisation needs none. A training that is killed goes on from its own save file.
+optimisation needs none. "epochs": before a training diverged, if it did. One that is killed goes on
+from its own save file.
 """
 
 from dataclasses import dataclass
@@ -45,9 +46,8 @@ def trained(s, problem, made, name):
     save = s.folder / f"full_length {name}.safetensors"
     row, paths = problem.run(made, s.epochs, progress=True, save=save, save_every=500)
     save.unlink(missing_ok=True)  # of a run that diverged
-    curve = row["test loss"]
-    found = {"test loss": curve, "last": curve[-1], "lowest": min(curve)}
-    found["epochs before it diverged"] = int(np.sum(np.array(curve) < DIVERGED))
+    curve = [x for x in row["test loss"] if x < DIVERGED]
+    found = {"test loss": curve, "last": curve[-1], "lowest": min(curve), "epochs": len(curve)}
     if paths:
         ends = {"rate": paths["learning_rate"][-1], "decay": paths["weight_decay"][-1]}
         found |= ends | {"paths": thinned(paths)}
@@ -70,23 +70,25 @@ def main(s):
 
 
 def draw(s, rows):
-    left, right = plt.figure(figsize=(11, 4), layout="constrained").subplots(1, 2)
+    learned = "paths" in rows["online"]  # it did not diverge
+    figure = plt.figure(figsize=(11 if learned else 6, 4), layout="constrained")
+    left, right = figure.subplots(1, 2) if learned else (figure.subplots(), None)
     for (name, row), colour in zip(rows.items(), ("#0072b2", "0.6"), strict=True):
-        losses = [x for x in row["test loss"] if x < DIVERGED]
+        losses = row["test loss"]
         left.plot(np.arange(1, len(losses) + 1), losses, color=colour, label=name)
     for what, (loss, _) in [*PAPER.items()][:2]:
         left.axhline(loss, ls=":", lw=0.8, color="0.3")
         left.annotate(f"paper, {what}", (1, loss), fontsize=8, va="bottom")
     left.set(xlabel="epoch", ylabel="test loss (nats)", yscale="log")
     left.legend(frameon=False)
-    right.set(xlabel="step", ylabel="learned")
-    if "paths" in rows["online"]:
+    if learned:
         path = {name: as_floats(x) for name, x in rows["online"]["paths"].items()}
         right.plot(path["step"], path["learning_rate"], color="#0072b2", label="rate")
         right.plot(path["step"], 1000 * path["weight_decay"], color="#009e73", label="1000 x decay")
+        right.set(xlabel="step", ylabel="learned")
         right.legend(frameon=False)
-    left.figure.savefig(s.folder / "full_length.png", dpi=90)
-    plt.close(left.figure)
+    figure.savefig(s.folder / "full_length.png", dpi=90)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
