@@ -46,7 +46,9 @@ def main():
         os.environ[name] = str(options.threads)
     if options.scaling:
         from peers import scaling
+        from threadpoolctl import threadpool_limits
 
+        threadpool_limits(options.threads)  # NumPy is there already
         rows = scaling.draw(options.scaling, not options.full, CLOCKS[options.clock])
     else:
         rows = contests(options)
