@@ -502,7 +502,8 @@ def _ratio(x: Any) -> Ratio:
     return x.values if isinstance(x, Segments) else x
 
 
-def _factor(x: Any) -> Any:
+def factor_of(x: Any) -> Any:
+    """The real number of a Ratio, or Segments of those of Segments."""
     return Segments(x.values.value) if isinstance(x, Segments) else x.value
 
 
@@ -588,7 +589,7 @@ class _Bound:
     def _numbers(self, reads: dict, ratios: dict) -> dict:
         if self.pull is None:
             return reads
-        return reads | {f"factor {name}": _factor(x) for name, x in ratios.items()}
+        return reads | {f"factor {name}": factor_of(x) for name, x in ratios.items()}
 
     def _array(self, name: str, what: str, array: Any) -> Any:
         if what == "factor":

@@ -11,7 +11,7 @@ import numpy as np
 
 from revgrad._ext.chains import Chain, loop_index
 from revgrad.narrow import narrow
-from revgrad.record import SAMPLE, Sample, Var, in_memory_order, kind_of
+from revgrad.record import SAMPLE, Sample, Var, in_memory_order, kind_of, value_of
 from revgrad.tape import Primitive
 
 BLOCK = 8192  # bytes that a chain takes at a time; its operands then fit in the first cache
@@ -87,7 +87,7 @@ class Group:
 
     def _period(self):
         """The least number of entries after which all tiles begin anew."""
-        periods = [np.size(_value(x)) for x, kind in self._passed() if kind == "tile"]
+        periods = [np.size(value_of(x)) for x, kind in self._passed() if kind == "tile"]
         return int(np.lcm.reduce(periods)) if periods else 1
 
     def _passed(self):
@@ -97,7 +97,7 @@ class Group:
     def _gives_numpys_bits(self, like):
         """Tried on all entries, or on as many as there are samples of."""
         size = like.size if kind_of(like) is type(like) else SAMPLE - SAMPLE % self._period()
-        given = [_first(x, size) if kind == "array" else _value(x) for x, kind in self._passed()]
+        given = [_first(x, size) if kind == "array" else value_of(x) for x, kind in self._passed()]
         sums = {i.outputs[0] for i in self.members if i.primitive in SUMS}  # have no bits to keep
         expected = [None if v in sums else _first(v, size) for v in self.outputs]
         outs = [np.empty(()) if x is None else np.empty_like(x) for x in expected]
@@ -108,7 +108,7 @@ class Group:
 
 def operand_kind(x, like):
     """What an operand is to a chain on arrays like `like`, or None if it cannot be one."""
-    x = _value(x)
+    x = value_of(x)
     if type(x) in (int, float) or (isinstance(x, (np.ndarray, np.generic)) and x.ndim == 0):
         return "scalar" if getattr(x, "dtype", like.dtype) == like.dtype else None
     if kind_of(x) is not np.ndarray or x.dtype != like.dtype:
@@ -204,13 +204,9 @@ def _key(x):
     return x if isinstance(x, Var) else (type(x), id(x) if isinstance(x, np.ndarray) else repr(x))
 
 
-def _value(x):
-    return x.value if isinstance(x, Var) else x
-
-
 def _first(x, size):
     """The first entries of a dense value in memory order."""
-    x = _value(x)
+    x = value_of(x)
     return (x.head if type(x) is Sample else in_memory_order(x))[:size]
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from revgrad.blas import threads
-from revgrad.record import Instruction, kind_of
+from revgrad.record import Instruction, kind_of, value_of
 from revgrad.tape import Primitive
 
 COLUMNS = range(6, 12)  # 12 has other bits in float64, with one thread alone
@@ -50,7 +50,7 @@ def operands(i):
     """
     if i.primitive.run not in (operator.matmul, np.matmul):
         return None
-    values = [getattr(x, "value", x) for x in (*i.inputs, *i.outputs)]
+    values = [value_of(x) for x in (*i.inputs, *i.outputs)]
     if not all(kind_of(x) is np.ndarray and x.ndim == 2 for x in values):
         return None
     left, right, out = values

@@ -12,7 +12,7 @@ import numpy as np
 
 from revgrad._ext import homes
 from revgrad._ext.fused import cotangent_before
-from revgrad.fixed import FusedStep, Segments, kinds_of
+from revgrad.fixed import FusedStep, Segments, factor_of, kinds_of
 from revgrad.statements import OF_LOSS, Scale, global_norm
 from revgrad.step import Point, pull_function, wide
 
@@ -97,17 +97,13 @@ class Passes:
     def _ct_of_g(self, t, cotangents):
         """The cotangent of g at step t, before g is known."""
         reads, ratios = self._at(t, None)
-        known = {name: self._spread(x) for name, x in reads.items()}
-        known |= {f"factor {name}": self._spread(x, "value") for name, x in ratios.items()}
+        numbers = reads | {f"factor {name}": factor_of(x) for name, x in ratios.items()}
+        known = {name: self._spread(x) for name, x in numbers.items()}
         return self.ct_of_g(known | {f"ct {name}": ct for name, ct in cotangents.items()})[0]
 
-    def _spread(self, x, *of):
+    def _spread(self, x):
         """A number as it is, or one for each weight."""
-        segments = isinstance(x, Segments)
-        value = x.values if segments else x
-        for name in of:
-            value = getattr(value, name)
-        return np.repeat(value, np.diff(self.layout.ends)) if segments else value
+        return np.repeat(x.values, np.diff(self.layout.ends)) if isinstance(x, Segments) else x
 
     def _pull(self, step, t, g, cotangents):
         reads, ratios = self._at(t, g)

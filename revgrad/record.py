@@ -279,7 +279,7 @@ def _rewrite(i, maker):
 
 
 def _is_float(x):
-    x = _value(x)
+    x = value_of(x)
     return np.result_type(getattr(x, "dtype", x)).kind == "f"
 
 
@@ -288,11 +288,11 @@ def _unbroadcasted(x, i, maker):
     made = maker.get(x) if isinstance(x, Var) else None
     if made is None or made.primitive is not _BROADCAST_TO:
         return x
-    others = [np.shape(_value(o)) for o in i.inputs if o is not x]
+    others = [np.shape(value_of(o)) for o in i.inputs if o is not x]
     below = made.inputs[0]
     full = np.shape(i.outputs[0].value)
-    fits = np.broadcast_shapes(np.shape(_value(below)), *others) == full
-    return below if fits and issubclass(kind_of(_value(below)), (np.ndarray, np.generic)) else x
+    fits = np.broadcast_shapes(np.shape(value_of(below)), *others) == full
+    return below if fits and issubclass(kind_of(value_of(below)), (np.ndarray, np.generic)) else x
 
 
 def _identity(i, maker, shown):
@@ -302,7 +302,7 @@ def _identity(i, maker, shown):
         return x
     if run in _NEGATIVE and (made := _made_by(x, maker, _NEGATIVE)):
         return made.inputs[0] if not shown and _alike(made.inputs[0], i.outputs[0]) else None
-    if i.primitive.name == "reshape" and i.outputs[0].value.shape == np.shape(_value(x)):
+    if i.primitive.name == "reshape" and i.outputs[0].value.shape == np.shape(value_of(x)):
         return x if isinstance(x, Var) else None
     if run in (np.multiply, operator.mul) and not shown:
         for a, b in (i.inputs, i.inputs[::-1]):
@@ -313,7 +313,7 @@ def _identity(i, maker, shown):
 
 def _alike(a, b):
     """Whether two values are of one type, dtype and layout."""
-    a, b = _value(a), _value(b)
+    a, b = value_of(a), value_of(b)
     names = "dtype", "strides"
     return kind_of(a) is kind_of(b) and all(getattr(a, n, n) == getattr(b, n, n) for n in names)
 
@@ -323,7 +323,8 @@ def _made_by(x, maker, runs):
     return made if made is not None and made.primitive.run in runs else None
 
 
-def _value(x):
+def value_of(x):
+    """Of an operand: that of a Var, or the constant itself."""
     return x.value if isinstance(x, Var) else x
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from revgrad._ext import graphs
 from revgrad.fuse import Group
 from revgrad.narrow import NARROW, NarrowProduct
-from revgrad.record import Var, kind_of
+from revgrad.record import Var, kind_of, value_of
 from revgrad.rules.linear import getitem, take
 from revgrad.stacked import STACKED, StackedProduct
 
@@ -193,16 +193,11 @@ class Replay:
         if out.base is not None and not i.primitive.many:
             self._emit_view(i)
         elif i.primitive is STACKED:
-            product, names = (
-                StackedProduct(i.inputs[0].value, out.value),
-                [*map(self._name, i.inputs)],
-            )
-            self._line(product, [*names, *map(self._buffer, i.outputs)])
+            self._emit_product(StackedProduct(i.inputs[0].value, out.value), i)
         elif len(i.outputs) > 1 or not _can_own(out):
             self._emit_call(i)
         elif i.primitive is NARROW:
-            product, names = NarrowProduct(out.value), map(self._name, i.inputs)
-            self._line(product, [*names, self._buffer(out)])
+            self._emit_product(NarrowProduct(out.value), i)
         elif isinstance(ufunc := _UFUNCS.get(run, run), np.ufunc):
             elementwise = ufunc is not np.matmul
             if not (elementwise and self._take_over(out, i.inputs, i.inputs, at)):
@@ -221,6 +216,9 @@ class Replay:
             self._line(np.copyto, [self._buffer(out), name, "'unsafe'"])
         else:
             self._emit_call(i)
+
+    def _emit_product(self, product, i):
+        self._line(product, [*map(self._name, i.inputs), *map(self._buffer, i.outputs)])
 
     def _emit_view(self, i):
         out = i.outputs[0]
@@ -251,7 +249,7 @@ class Replay:
         self.names.update(zip(i.outputs, names, strict=True))
         self.made += names
         self.space.update(dict.fromkeys(names))
-        of_numpy = issubclass(kind_of(_value(i.inputs[0])), (np.ndarray, np.generic))
+        of_numpy = issubclass(kind_of(value_of(i.inputs[0])), (np.ndarray, np.generic))
         if i.primitive.name in _REDUCTIONS and of_numpy:
             call = self._reduction(i, "None")
         else:
@@ -381,7 +379,7 @@ def _rows(i):
     by_take = i.primitive is take and i.static["axis"] == 0
     if not (by_getitem or by_take) or out.nbytes < LARGE:
         return None
-    x, indices = map(_value, i.inputs)
+    x, indices = map(value_of, i.inputs)
     plain = kind_of(x) is np.ndarray and kind_of(indices) is np.ndarray
     fits = plain and indices.dtype == np.intp and _in_c_order(x) and _in_c_order(out)
     return i.inputs if fits else None
@@ -400,10 +398,6 @@ def _memory(x):
     while getattr(x, "base", None) is not None:
         x = x.base
     return x
-
-
-def _value(x):
-    return x.value if isinstance(x, Var) else x
 
 
 def _nbytes(x):

@@ -407,7 +407,7 @@ def installed():
     sys.modules["cupy_backends.cuda.libs"] = types.SimpleNamespace(cublas=streams.cublas())
     import revgrad._ext.products as products
 
-    products.library = streams.Library
+    products.cublas = streams.CuBLAS
     try:
         yield sys.modules["cupy"]
     finally:

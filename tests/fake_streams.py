@@ -278,7 +278,7 @@ def number(address, dtype):
     return np.ctypeslib.as_array((ctypes.c_uint8 * np.dtype(dtype).itemsize).from_address(address))
 
 
-class Library:
+class CuBLAS:
     """libcublas, by address. workspace: of the last handle."""
 
     def __init__(self):
@@ -339,10 +339,10 @@ class Library:
 
 
 class Function:
-    """One of the library, called as ctypes calls it."""
+    """One of cuBLAS, called as ctypes calls it."""
 
-    def __init__(self, library, name):
-        self.library, self.name, self.argtypes, self.restype = library, name, None, None
+    def __init__(self, cublas, name):
+        self.cublas, self.name, self.argtypes, self.restype = cublas, name, None, None
 
     def __call__(self, *given):
         short = {"cublasCreate_v2": "", "cublasSetStream_v2": "p", "cublasSetWorkspace_v2": "pp"}
@@ -351,7 +351,7 @@ class Function:
         assert len(given) == len(wanted)
         plain = [getattr(t(getattr(x, "value", x)), "value", None) or 0
                  for t, x in zip(self.argtypes, given, strict=True)]  # fmt: skip
-        self.library.do(self.name, *plain)
+        self.cublas.do(self.name, *plain)
         return 0
 
 

@@ -111,7 +111,7 @@ def draw(s, before, after, resets):
         else:
             left.plot([], [], " ", label=f"{name}: test loss {row['test loss'][-1]:.3g}")
     left.set(xlabel="step", ylabel="learning rate", yscale="log")
-    left.legend(frameon=False, fontsize=8, loc="lower left")
+    left.figure.legend(loc="outside upper left", ncol=3, frameon=False, fontsize=8)
     for k, (_, losses) in enumerate(resets.values()):
         right.plot([k] * len(losses), losses, "o", color="#0072b2")
     right.set_xticks(range(len(resets)), resets)

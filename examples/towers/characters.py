@@ -107,6 +107,8 @@ def draw(mean, ways, path):
         for a, way in ways.items():
             if way:
                 plots.hyperparameter_paths(Way(way), right, f"from {a:g}", names=(RATE, "b1", "b2"))
+        for panel in right[1:]:
+            panel.ticklabel_format(axis="y", useOffset=False)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ WORKSPACE = 32 * 2**20  # bytes that cuBLAS takes by itself on a Hopper GPU
 _handles = threading.local()
 
 
-def library() -> Any:
+def cublas() -> Any:
     """The cuBLAS that CuPy has loaded. Raises: ImportError."""
     found = import_module("cuda.pathfinder").load_nvidia_dynamic_lib("cublas")
     return ctypes.CDLL(found.abs_path)
@@ -42,7 +42,7 @@ class Handle:
     """cuBLAS on one stream, with a fixed workspace: so its choices do not depend on chance."""
 
     def __init__(self) -> None:
-        self.library, self.handle = library(), ctypes.c_void_p()
+        self.cublas, self.handle = cublas(), ctypes.c_void_p()
         sizes = re.findall(r":(\d+):(\d+)", os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""))
         size = sum(1024 * int(kib) * int(count) for kib, count in sizes) or WORKSPACE
         self.workspace = cupy.cuda.Memory(size)
@@ -62,7 +62,7 @@ class Handle:
         self._call(there, "p" + parameters.replace(" ", ""), self.handle, *given)
 
     def _call(self, name: str, parameters: str, *given: Any) -> None:
-        function = getattr(self.library, name)
+        function = getattr(self.cublas, name)
         function.argtypes, function.restype = [TYPES[p] for p in parameters], ctypes.c_int
         status = function(*given)
         if status:

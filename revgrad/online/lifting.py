@@ -15,7 +15,7 @@ import numpy as np
 from revgrad.arrays import functions
 from revgrad.captures import with_open_captures
 from revgrad.fuse import SUMS, dot, fuse, total
-from revgrad.record import Instruction, Program, Var, base_of, forget, live, record
+from revgrad.record import Instruction, Program, Var, base_of, forget, live, record, value_of
 from revgrad.replay import Replay
 
 
@@ -87,7 +87,7 @@ class _Lift:
         key = primitive, tuple(map(_key, inputs)), repr(static)
         if key not in self.seen:
             with np.errstate(all="ignore"):
-                out = primitive.run(*map(_value, inputs), **static)
+                out = primitive.run(*map(value_of, inputs), **static)
             outs = out if primitive.many else (out,)
             shown = [x if isinstance(x, Var) else None for x in inputs]
             made = tuple(Var(x, base_of(x, shown)) for x in outs)
@@ -178,7 +178,7 @@ class _Lift:
         return found if _is_one(factor) else self._emit(functions[operator.mul], factor, found)
 
     def _astype(self, i, a):
-        wide = not _is_vector(a) and getattr(_value(a), "dtype", None) == np.float64
+        wide = not _is_vector(a) and getattr(value_of(a), "dtype", None) == np.float64
         return a if wide and i.static["dtype"] == np.float64 else None
 
 
@@ -205,10 +205,6 @@ def _scaled(x):
     return x if isinstance(x, Scaled) else Scaled(1.0, x)
 
 
-def _value(x):
-    return x.value if isinstance(x, Var) else x
-
-
 def _is_vector(x):
     core = x.core if isinstance(x, Scaled) else x
     x = core.value if isinstance(core, Var) else None
@@ -217,7 +213,7 @@ def _is_vector(x):
 
 def _is_factor(x):
     """Python's own numbers alone: they leave a vector's dtype as it is."""
-    return type(_value(x)) in (int, float)
+    return type(value_of(x)) in (int, float)
 
 
 def _is_one(x):
@@ -225,7 +221,7 @@ def _is_one(x):
 
 
 def _alike(x, y):
-    x, y = _value(x), _value(y)
+    x, y = value_of(x), value_of(y)
     return (x.shape, x.strides, x.dtype) == (y.shape, y.strides, y.dtype)
 
 
