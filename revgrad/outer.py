@@ -27,12 +27,18 @@ class SignDescent(Optimizer):
     close: `minimize` stops when every step is less than this share of its value; 0 never stops.
     In `minimize` also a run that diverges (NotFinite, FixedOverflow) counts as NaN everywhere: with
     fresh data and initial params at each outer step the next one may not.
-    Statements like any optimizer's; not reversible. Source: Micaelli and Storkey 2021, algorithm 1.
+    lost: a value this much above the lowest so far, in `minimize`, is of a run that was lost (so is
+        NaN), whose signs say nothing: every number turns round and goes back by its step, which is
+        halved, and on by as much if the next run is lost too. None: as in the paper, signs count
+        wherever they come from.
+    Statements like any optimizer's; not reversible. Source: Micaelli and Storkey 2021, algorithm 1;
+    going back where it got worse: Igel and Husken 2000 (iRprop+).
     """
 
     step: Any
     decay: Any = 0.5
     close: Any = 0.0
+    lost: Any = None
     statements: ClassVar = (
         Add("flips", lambda g, last_sign: np.where(_sign(g) * last_sign < 0, 1.0, 0.0)),
         Add("params", lambda g, flips, step, decay: -step * decay**flips * _sign(g)),
@@ -47,6 +53,21 @@ class SignDescent(Optimizer):
         for name, x in (("decay", self.decay), ("close", self.close)):
             if isinstance(x, (int, float)) and not 0 <= x < 1:
                 raise ValueError(f"SignDescent({name}={x!r}); a number in [0, 1) is wanted.")
+        if self.lost is not None and not (isinstance(self.lost, (int, float)) and self.lost >= 0):
+            raise ValueError(f"SignDescent(lost={self.lost!r}); None or a number >= 0 is wanted.")
+
+    def instead(self, gradient, state, values):
+        """The gradient to go by, given the values so far: that of a lost run says nothing."""
+        if state is None or not self._is_lost(values):
+            return gradient
+        on = 1 if self._is_lost(values[:-1]) else -1
+        return optree.tree_map(lambda sign: on * sign, state["last_sign"])
+
+    def _is_lost(self, values):
+        if self.lost is None or not values:
+            return False
+        lowest = min((v for v in values[:-1] if v == v), default=np.inf)
+        return not values[-1] <= lowest + self.lost
 
     def arrived(self, hyper, state, at):
         """Whether every step is small against its value; hyper, state: leaves; at: see _updater."""
@@ -133,7 +154,8 @@ def minimize(
                     }
                     trees |= {} if found.best_hyper is None else {"best": found.best_hyper}
                     log.save(step, trees, found.values, (value, gradient))
-                found = _after(found, value, aux, *update(found, gradient, step))
+                seen = _instead(optimizer, found, value, gradient)
+                found = _after(found, value, aux, *update(found, seen, step))
                 bar.set_postfix_str(f"{value:.4f}")
                 metrics = {"value": value, "hyper": hyper, "gradient": gradient, "aux": aux}
                 if _told_to_stop(callback, stop, step, found, metrics) or arrived(found, step):
@@ -201,6 +223,13 @@ def _arrival(optimizer, spreads):
         return optimizer.arrived(optree.tree_leaves(found.hyper), state, at)
 
     return arrived if hasattr(optimizer, "arrived") else lambda *_: False
+
+
+def _instead(optimizer, found, value, gradient):
+    """What the optimizer puts in the gradient's place, if it looks at values at all."""
+    if not hasattr(optimizer, "instead"):
+        return gradient
+    return optimizer.instead(gradient, found.state, [*found.values, value])
 
 
 def _spreads(optimizer, hyper, until):

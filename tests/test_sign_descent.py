@@ -134,3 +134,42 @@ def test_a_search_is_taken_up(tmp_path):
 def test_what_cannot_be_is_refused(options):
     with pytest.raises(ValueError, match=r"SignDescent\(.*a number in \[0, 1\) is wanted"):
         rg.SignDescent(0.1, **options)
+
+
+def test_a_lost_run_turns_every_number_round():
+    """Lost where a number is above 0.9: forward by 0.5, back by 0.25, forward by 0.125, ..."""
+    hyperloss = lambda h: np.sum(np.where(h > 0.9, 9.0 - h, -h))  # whose slope says: go on
+    trail, found = trail_of(hyperloss, 0.0, rg.SignDescent(0.5, lost=1.0), 8)
+    assert trail == [0.0, 0.5, 1.0, 0.75, 0.875, 1.0, 0.9375, 0.875, 0.90625]
+    assert found.values[5:7] == [8.0, 8.0625]  # lost twice in a row: on by as much
+    plain, _ = trail_of(hyperloss, 0.0, rg.SignDescent(0.5), 8)
+    assert plain == [0.5 * k for k in range(9)]
+
+
+@pytest.mark.parametrize("how", ["value", "nan", "raises"])
+def test_signs_of_a_lost_run_say_nothing(how):
+    def hyperloss(h, step):
+        value = np.sum((h - 3.0) ** 2) * (1e-9 if step == 2 else 1.0)
+        if step == 2:
+            if how == "raises":
+                raise rg.NotFinite("step 3: the loss is nan", 3)
+            return (50.0 if how == "value" else np.nan) - value
+        return value
+
+    trail, found = trail_of(hyperloss, np.zeros(2), rg.SignDescent(0.5, lost=1.0), 4)
+    assert [h.tolist() for h in trail] == [[x, x] for x in (0.0, 0.5, 1.0, 0.75, 0.875)]
+    assert found.best_value == found.values[3] == 2 * 2.25**2
+
+
+def test_a_number_that_has_not_moved_stays_where_it_is_when_a_run_is_lost():
+    hyperloss = lambda h, step: 100.0 + h["b"] if step == 1 else h["a"] + 0.0 * h["b"]
+    trail, _ = trail_of(hyperloss, {"a": 0.0, "b": 0.0}, rg.SignDescent(0.5, lost=1.0), 2)
+    assert trail[2] == {"a": -0.25, "b": 0.0}
+    first = lambda h, step: np.nan * h  # there is nothing to turn round from
+    assert trail_of(first, 1.0, rg.SignDescent(0.5, lost=1.0), 1)[0] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("lost", [-1.0, "much", np.nan])
+def test_lost_is_a_number(lost):
+    with pytest.raises(ValueError, match=r"SignDescent\(lost=.*None or a number >= 0 is wanted"):
+        rg.SignDescent(0.1, lost=lost)
