@@ -32,11 +32,17 @@ def test_schedules_from_zero(tmp_path):
 
 def test_table_1(tmp_path):
     found, values = run("learned_from_zero", tmp_path, seeds=1, outer=4)
-    assert {"hand", "random", "greedy", "learned", "best"} == set(found)
+    rows = {"hand", "random", "greedy", "learned", "best", "tried", "back", "both"}
+    assert rows == set(found)
+    assert {*values["tried, seed 0"]["candidates"]} == {0, 1}  # not the last two, which paid for it
+    assert np.shape(values["both, seed 0"]["valid"]) == (2, 3)
     outer = values["learned, seed 0"]["outer"]
     assert len(outer) == 4 and outer[0]["hyper"]["rate"] == [0] * 7
     assert outer[0]["gradient"]["momentum"] == [0] and min(outer[0]["gradient"]["rate"]) < 0
     assert outer[1]["value"] < outer[0]["value"]
+    seen = [step["value"] for step in outer]
+    lost = any(seen[k] > min(seen[:k]) + 1 for k in range(1, 4))  # after which the two go apart
+    assert (values["back, seed 0"]["hyper"] != values["learned, seed 0"]["hyper"]) == lost
     assert not list(tmp_path.glob("*.search"))
 
 

@@ -8,11 +8,12 @@ STEP = {"rate": 0.1, "momentum": 0.15, "decay": 4e-4}  # the first ones
 RANGES = {"rate": 1.0, "momentum": 1.0, "decay": 5e-3}  # from 0, in the authors' older code
 
 
-def learn(task, start, settings, seed, record):
-    """Algorithm 1; the outer steps, and the test accuracy of a run on all data."""
+def learn(task, start, settings, seed, record, lost=None):
+    """Algorithm 1; the outer steps, and the test accuracy of a run on all data. lost: see there."""
     adjoint = rg.Forward(clip_products=settings.clip, average=True)
-    signs = rg.SignDescent({k: settings.first * x for k, x in STEP.items()}, close=0.05)
-    name = f"outer steps, seed {seed}"
+    steps = {k: settings.first * x for k, x in STEP.items()}
+    signs = rg.SignDescent(steps, close=0.05, lost=lost)
+    name = f"outer steps{' going back' if lost else ''}, seed {seed}"
     save = settings.folder / f"{settings.data}, {name}.search"
     trail = record[name] if name in record and save.exists() else []
 
@@ -34,7 +35,35 @@ def learn(task, start, settings, seed, record):
 
 def again(task, learned, seed):
     """One run on all data with the schedules, of all outer steps, that validated best."""
-    values = [step["value"] for step in learned["outer"]]
-    best = int(np.argmin([np.inf if v is None or np.isnan(v) else v for v in values]))
-    hyper = {k: np.array(x) for k, x in learned["outer"][best]["hyper"].items()}
-    return {"test": task.score(task.optimizer(hyper), 1000 * seed + 999, whole=True), "step": best}
+    best = _by_value(learned["outer"])[0]
+    return _on_all(task, learned, best, seed)
+
+
+def tried(task, learned, seed, candidates=4, runs=3):
+    """The same with what does best on average in new runs: a value is of one run, and may be lucky.
+
+    These runs are paid for by the last two outer steps, whose schedules are not looked at.
+    """
+    affordable = max(1, len(learned["outer"]) - 2)
+    candidates = _by_value(learned["outer"][:affordable])[:candidates]
+    seeds = [1000 * seed + 900 + k for k in range(runs)]
+    scores = [[task.score(_made(task, learned, j), k) for k in seeds] for j in candidates]
+    best = candidates[int(np.argmax(np.mean(scores, axis=1)))]
+    found = {"candidates": candidates, "valid": scores}
+    return _on_all(task, learned, best, seed) | found
+
+
+def _by_value(outer):
+    """The outer steps, what validated best first."""
+    values = [np.nan if step["value"] is None else step["value"] for step in outer]
+    return [int(k) for k in np.argsort(values)]
+
+
+def _made(task, learned, step):
+    hyper = {k: np.array(x) for k, x in learned["outer"][step]["hyper"].items()}
+    return task.optimizer(hyper)
+
+
+def _on_all(task, learned, step, seed):
+    score = task.score(_made(task, learned, step), 1000 * seed + 999, whole=True)
+    return {"test": score, "step": step}

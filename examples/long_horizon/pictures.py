@@ -4,8 +4,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 LABELS = {
-    "hand": "grid", "random": "random", "greedy": "greedy", "learned": "learned",
-    "best": "learned,\nbest",
+    "hand": "grid", "random": "random", "greedy": "greedy", "learned": "learned, last",
+    "best": "learned, best", "tried": "learned, tried", "back": "going back", "both": "both",
 }  # fmt: skip
 
 
@@ -87,8 +87,9 @@ def table(path, found, rows):
     names = [*LABELS]
     for k, name in enumerate(names):
         axes[1, 2].errorbar(k, rows[name]["mean"], rows[name]["std"], fmt="o", color="C0")
-    axes[1, 2].set_xticks(range(len(names)), [LABELS[n] for n in names], fontsize=8)
-    axes[1, 2].set(ylabel="test accuracy (%)", xlim=(-0.5, len(names) - 0.5))
+    turned = {"fontsize": 8, "rotation": 30, "ha": "right"}
+    axes[1, 2].set_xticks(range(len(names)), [LABELS[n] for n in names], **turned)
+    axes[1, 2].set(ylabel="test accuracy (%)", xlim=(-0.5, len(names) - 0.5), ylim=(0, 102))
     _finish(figure, path)
 
 
