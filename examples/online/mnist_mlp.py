@@ -51,16 +51,18 @@ class Problem:
     def test_loss(self, params):
         return float(self.loss(params, None, self.test))
 
-    def oho(self, rate, decay, meta=1e-5, valid=True, **options):
+    def oho(self, rate, decay, meta=1e-5, valid=True, clip=None, **options):
         """SGD whose rate and decay learn online. valid: from validation batches, or training's.
 
-        Decay takes steps of 0.01 meta and stays below 2e-4, as in the authors' code.
+        Decay takes steps of 0.01 meta and stays below 2e-4, as in the authors' code. clip: hold
+        the slopes of both within this.
         """
         options = {"bounds": {"weight_decay": (0.0, AT_MOST)}} | options
         batches = rg.minibatches(self.valid, self.valid_batch, seed=1000)
         given = (self.valid_loss, batches) if valid else (None, None)
         by_name = {"learning_rate": meta, "weight_decay": 0.01 * meta}
-        tuned_by = rg.RTRL(*given, by_name, **options)
+        above = rg.SGD(by_name) if clip is None else rg.Clip(rg.SGD(by_name), clip)
+        tuned_by = rg.RTRL(*given, optimizer=above, **options)
         return rg.SGD(rate, weight_decay=decay, tuned_by=tuned_by)
 
     def run(self, optimizer, epochs, seed=0, until=0.0, **options):
