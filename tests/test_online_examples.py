@@ -92,5 +92,7 @@ def test_recovery(tmp_path):
 
 def test_groups(tmp_path):
     found, values = run("groups", tmp_path)
-    assert len(found) == 9
-    assert values["Adam inside"]["ends"]["learning_rate"] != 1e-3
+    assert len(found["loss"]) == len(found["time"]) == 9
+    assert found["short"]["Adam inside"] != found["short"]["Adam, fixed"]  # it learned
+    one, two = (values[f"{k}, seed 0"]["test loss"] for k in ("1, shared", "2, exact"))
+    assert one != two and np.allclose(one, two, rtol=1e-3)  # the same start, rates of their own

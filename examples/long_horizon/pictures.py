@@ -89,7 +89,8 @@ def table(path, found, rows):
         axes[1, 2].errorbar(k, rows[name]["mean"], rows[name]["std"], fmt="o", color="C0")
     turned = {"fontsize": 8, "rotation": 30, "ha": "right"}
     axes[1, 2].set_xticks(range(len(names)), [LABELS[n] for n in names], **turned)
-    axes[1, 2].set(ylabel="test accuracy (%)", xlim=(-0.5, len(names) - 0.5), ylim=(0, 102))
+    axes[1, 2].set(ylabel="test accuracy (%)", xlim=(-0.5, len(names) - 0.5))
+    axes[1, 2].set_ylim(0, min(102, axes[1, 2].get_ylim()[1]))
     _finish(figure, path)
 
 

@@ -49,9 +49,9 @@ class Settings:
     quick: bool = False
     data: Literal["mnist", "digits"] = "mnist"
     epochs: int = 30
-    trials: int = 5  # in each pool, and at most in each Bayesian search
-    searches: int = 1
-    online: int = 4
+    trials: int = 10  # in each pool, and at most in each Bayesian search
+    searches: int = 3
+    online: int = 6
     target: float = 0.08
 
 

@@ -36,8 +36,8 @@ class Settings:
     folder: Path = Path(".")
     quick: bool = False
     data: Literal["mnist", "digits"] = "mnist"
-    epochs: int = 2
-    meta: float = 1e-4
+    epochs: int = 30
+    meta: float = 1e-5
     rates: tuple[float, ...] = (0.001, 0.1)
     bad: tuple[float, ...] = (0.001, 1.5)
 
