@@ -1,6 +1,7 @@
 """The outer loop: minimise a hyperloss by its hypergradients."""
 
 import inspect
+import numbers
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from revgrad.optimizers import Adam, Add, Optimizer, Scale
 from revgrad.search_log import SearchLog
 from revgrad.state import Layout
 from revgrad.transforms import flatten_floats, in_kind, value_and_grad, zeros_like
+from revgrad.wrappers import Wrapper
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +29,12 @@ class SignDescent(Optimizer):
     close: `minimize` stops when every step is less than this share of its value; 0 never stops.
     In `minimize` also a run that diverges (NotFinite, FixedOverflow) counts as NaN everywhere: with
     fresh data and initial params at each outer step the next one may not.
-    lost: a value this much above the lowest so far, in `minimize`, is of a run that was lost (so is
-        NaN), whose signs say nothing: every number turns round and goes back by its step, which is
-        halved, and on by as much if the next run is lost too. None: as in the paper, signs count
-        wherever they come from.
-    Statements like any optimizer's; not reversible. Source: Micaelli and Storkey 2021, algorithm 1;
-    going back where it got worse: Igel and Husken 2000 (iRprop+).
+    lost: in `minimize`, a run is lost whose value is more than this above the lowest so far or NaN,
+        or that diverges: its signs say nothing. Instead of what is said above, each number that
+        had a sign turns round and goes back by its step, which is halved, and on by as much if
+        the next run is lost too. None: as in the paper, signs count wherever they come from.
+    Statements like any optimizer's; not reversible. `minimize` sees to close, lost and NaN, through
+    wrappers too. Source: Micaelli and Storkey 2021, algorithm 1; lost, after Igel and Husken 2000.
     """
 
     step: Any
@@ -46,34 +48,49 @@ class SignDescent(Optimizer):
         Add("last_sign", lambda g: _sign(g)),
     )
     magnitudes: ClassVar = {"flips": lambda steps: steps, "last_sign": lambda: 1.0}
-    takes_nan: ClassVar = True
 
     def __post_init__(self):
         super().__post_init__()
         for name, x in (("decay", self.decay), ("close", self.close)):
             if isinstance(x, (int, float)) and not 0 <= x < 1:
                 raise ValueError(f"SignDescent({name}={x!r}); a number in [0, 1) is wanted.")
-        if self.lost is not None and not (isinstance(self.lost, (int, float)) and self.lost >= 0):
+        if self.lost is not None and not (_is_number(self.lost) and self.lost >= 0):
             raise ValueError(f"SignDescent(lost={self.lost!r}); None or a number >= 0 is wanted.")
 
     def instead(self, gradient, state, values):
         """The gradient to go by, given the values so far: that of a lost run says nothing."""
-        if state is None or not self._is_lost(values):
+        if not self._is_lost(values):
             return gradient
+        if state is None:  # there is nothing to turn round from
+            return optree.tree_map(lambda x: in_kind(zeros_like(x), x), gradient)
         on = 1 if self._is_lost(values[:-1]) else -1
         return optree.tree_map(lambda sign: on * sign, state["last_sign"])
 
     def _is_lost(self, values):
         if self.lost is None or not values:
             return False
-        lowest = min((v for v in values[:-1] if v == v), default=np.inf)
-        return not values[-1] <= lowest + self.lost
+        return not values[-1] <= _lowest(values[:-1]) + self.lost
 
     def arrived(self, hyper, state, at):
         """Whether every step is small against its value; hyper, state: leaves; at: see _updater."""
         pairs = enumerate(zip(hyper, state["flips"], strict=True))
         steps = [(np.abs(x), at("step", k) * self.decay**flips) for k, (x, flips) in pairs]
         return all(np.all(step < self.close * x) for x, step in steps)
+
+
+def _is_number(x):
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)
+
+
+def _lowest(values):
+    return min((v for v in values if v == v), default=np.inf)
+
+
+def _signs(optimizer):
+    """The SignDescent in an optimizer, whatever wraps it, or None."""
+    while isinstance(optimizer, Wrapper):
+        optimizer = optimizer.optimizer
+    return optimizer if isinstance(optimizer, SignDescent) else None
 
 
 def _sign(g):
@@ -134,10 +151,10 @@ def minimize(
     _check_arguments(hyperloss, optimizer, stop, callback)
     until = whole_number(until, "until", 0)
     found = hyper0 if isinstance(hyper0, Minimum) else Minimum(hyper0)
-    takes_nan = getattr(optimizer, "takes_nan", False)
-    evaluate = _evaluator(hyperloss, has_aux, takes_nan)
+    signs = _signs(optimizer)
+    evaluate = _evaluator(hyperloss, has_aux, takes_nan=signs is not None)
     spreads = _spreads(optimizer, found.hyper, until) | _bounds(within, found.hyper)
-    update, arrived = _updater(optimizer, found, spreads), _arrival(optimizer, spreads)
+    update, arrived = _updater(optimizer, found, spreads), _arrival(signs, spreads)
     log = None if save is None else SearchLog(save, optimizer, spreads, found.hyper)
     found = _taken_up(log, found)
     steps = range(len(found.values), until)
@@ -154,7 +171,9 @@ def minimize(
                     }
                     trees |= {} if found.best_hyper is None else {"best": found.best_hyper}
                     log.save(step, trees, found.values, (value, gradient))
-                seen = _instead(optimizer, found, value, gradient)
+                seen = gradient
+                if signs is not None:
+                    seen = signs.instead(gradient, found.state, [*found.values, value])
                 found = _after(found, value, aux, *update(found, seen, step))
                 bar.set_postfix_str(f"{value:.4f}")
                 metrics = {"value": value, "hyper": hyper, "gradient": gradient, "aux": aux}
@@ -175,7 +194,7 @@ def _taken_up(log, found):
         return found
     trees, values = read
     state = {k.removeprefix("state "): x for k, x in trees.items() if k.startswith("state ")}
-    best = {"best_hyper": trees.get("best"), "best_value": min(values, default=np.inf)}
+    best = {"best_hyper": trees.get("best"), "best_value": _lowest(values)}
     return Minimum(trees["hyper"], values, state=state or None, **best)
 
 
@@ -214,22 +233,15 @@ def _evaluator(hyperloss, has_aux, takes_nan):
     return evaluate
 
 
-def _arrival(optimizer, spreads):
+def _arrival(signs, spreads):
     """(found, step) -> whether the optimizer has nothing left to do."""
 
     def arrived(found, step):
         at = lambda name, k: spreads[name][0].at_leaf(spreads[name][1], k, step)
         state = {name: optree.tree_leaves(x) for name, x in found.state.items()}
-        return optimizer.arrived(optree.tree_leaves(found.hyper), state, at)
+        return signs.arrived(optree.tree_leaves(found.hyper), state, at)
 
-    return arrived if hasattr(optimizer, "arrived") else lambda *_: False
-
-
-def _instead(optimizer, found, value, gradient):
-    """What the optimizer puts in the gradient's place, if it looks at values at all."""
-    if not hasattr(optimizer, "instead"):
-        return gradient
-    return optimizer.instead(gradient, found.state, [*found.values, value])
+    return arrived if signs is not None else lambda *_: False
 
 
 def _spreads(optimizer, hyper, until):

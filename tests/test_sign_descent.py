@@ -165,11 +165,49 @@ def test_a_number_that_has_not_moved_stays_where_it_is_when_a_run_is_lost():
     hyperloss = lambda h, step: 100.0 + h["b"] if step == 1 else h["a"] + 0.0 * h["b"]
     trail, _ = trail_of(hyperloss, {"a": 0.0, "b": 0.0}, rg.SignDescent(0.5, lost=1.0), 2)
     assert trail[2] == {"a": -0.25, "b": 0.0}
-    first = lambda h, step: np.nan * h  # there is nothing to turn round from
-    assert trail_of(first, 1.0, rg.SignDescent(0.5, lost=1.0), 1)[0] == [1.0, 1.0]
+    first = lambda h: h + np.where(h < 9.0, np.nan, 0.0)  # there is nothing to turn round from
+    assert trail_of(first, 1.0, rg.SignDescent(0.5, lost=1.0), 3)[0] == [1.0] * 4
 
 
-@pytest.mark.parametrize("lost", [-1.0, "much", np.nan])
+WRAPPED = {"Clip": lambda s: rg.Clip(s, 0.7), "average": lambda s: rg.WeightAverage(s, 0.5)}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_it_is_seen_through_wrappers(wrap):
+    hyperloss = lambda h: np.sum(np.where(h > 0.9, 9.0 - h, -h))
+    bare = rg.SignDescent(0.5, close=0.05, lost=1.0)
+    trail, found = trail_of(hyperloss, 0.0, bare, 20)
+    wrapped, end = trail_of(hyperloss, 0.0, wrap(bare), 20)
+    assert wrapped == trail and end.values == found.values and len(trail) < 20  # it stopped
+
+    def diverges(h, step):
+        if step == 1:
+            raise rg.NotFinite("step 3: the loss is nan", 3)
+        return h**2
+
+    assert np.isnan(rg.minimize(diverges, 1.0, wrap(bare), until=3, **quiet).values[1])
+
+
+def test_the_best_of_a_search_that_was_taken_up_is_no_nan(tmp_path):
+    stops = []
+
+    def hyperloss(h, step):
+        if step == 3 and not stops:
+            stops.append(step)
+            raise KeyboardInterrupt
+        return h**2 + (np.nan if step == 0 else 0.0)
+
+    given = {"until": 5, "save": tmp_path / "search", **quiet}
+    with pytest.raises(KeyboardInterrupt):
+        rg.minimize(hyperloss, 2.0, rg.SignDescent(0.5), **given)
+    found = rg.minimize(hyperloss, 2.0, rg.SignDescent(0.5), **given)
+    assert found.best_value == 0.0 == found.best_hyper
+
+
+@pytest.mark.parametrize("lost", [-1.0, "much", np.nan, True])
 def test_lost_is_a_number(lost):
+    assert (
+        rg.SignDescent(0.1, lost=np.float32(1)).lost == rg.SignDescent(0.1, lost=np.int64(1)).lost
+    )
     with pytest.raises(ValueError, match=r"SignDescent\(lost=.*None or a number >= 0 is wanted"):
         rg.SignDescent(0.1, lost=lost)
