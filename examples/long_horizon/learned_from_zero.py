@@ -11,9 +11,9 @@ schedules riding along (`rg.Forward`), and each value moves by its own step agai
 hypergradient (`rg.SignDescent`; algorithm 1). Then one network is trained on all data with the last
 schedules; or with those that validated best, as the authors' older code has it; or, of the four
 that did so, with what does best in three runs more ("tried"), for which the last two outer steps
-are given up, so that it costs no more. And once more from zero, now with signs that turn round
-where a run was lost ("back"; `rg.SignDescent(lost=1.0)`), which is not the paper's; and both of
-these.
+are given up, so that it costs no more (with 3 values a little). And once more from zero, now with
+signs that turn round where a run was lost ("back"; `rg.SignDescent(lost=1.0)`), which is not the
+paper's; and both of these.
 
 The rows beside it have the same budget, in runs: a grid by hand, random search over the ranges that
 the paper gives, and greed, where the hyperparameters follow the next loss alone as training goes

@@ -4,7 +4,7 @@
 
 Final test losses over a grid of initial rates and decays, for rates that stay, fall along a cosine,
 in steps or exponentially (each to a hundredth), and that learn online: one rate and one decay, one
-for each layer exactly (8 rows of influence), or for each layer from one shared row, which is what
+for each layer exactly (5 rows of influence), or for each layer from one shared row, which is what
 the paper calls layerwise. The paper trains for 100 epochs, over a grid that it does not give; here
 there are 30 epochs, and rates from 0.001 to 0.3. `full_length.py` has 100.
 """
