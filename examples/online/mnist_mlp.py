@@ -17,7 +17,7 @@ from revgrad import data, nn
 
 WIDTHS = (128, 128, 128, 10)
 AT_MOST = 2e-4  # decay, in the authors' code
-DIVERGED = 1e9
+DIVERGED = 1e9  # the loss that a record has then
 
 
 class Problem:

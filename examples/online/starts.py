@@ -99,7 +99,7 @@ def draw(s, final):
         at = k + rng.uniform(-0.15, 0.15, len(losses))
         ended = np.array(losses) < DIVERGED
         ax.plot(at[ended], np.array(losses)[ended], "o", color="#0072b2", alpha=0.6)
-        ax.plot(at[~ended], 3 + 0 * at[~ended], "x", color="#0072b2")
+        ax.plot(at[~ended], np.full(sum(~ended), 3.0), "x", color="#0072b2")
         ax.plot([k - 0.3, k + 0.3], [median] * 2, color="#d55e00")
         if name in FIGURE_3:
             ax.plot([k - 0.3, k + 0.3], FIGURE_3[name][:1] * 2, ":", color="0.4")
